@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// Nobody decides alone: what may differ between ranks is agreed on before anyone acts on it. All of these are collective over
+// the control communicator and move host bytes only.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "dist/communicator.h"
+
+namespace espalier::dist {
+
+/// True on every rank when it is true on any.
+bool agree_any(Communicator& control, bool value);
+/// True on every rank when it is true on all.
+bool agree_all(Communicator& control, bool value);
+/// Throws the same ConfigError on every rank when texts differ; it names `what` and the ranks whose digest differs from rank 0's.
+void require_equal(Communicator& control, std::string_view text, std::string_view what);
+/// Throws on every rank when any rank failed: `error` is empty on success. The text names the first rank that failed and its message;
+/// `exit_code` of the failing rank is kept.
+void require_all(Communicator& control, const std::string& error, int exit_code, std::string_view what);
+/// Rank `root`'s text on every rank.
+std::string broadcast_text(Communicator& control, const std::string& text, int root = 0);
+
+}  // namespace espalier::dist

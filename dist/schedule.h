@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// Plans which stage does what, in which order. Pure: no tensors, no ranks, no clocks. train/StageExecutor interprets the plan.
+//   1f1b:  Narayanan et al., "Efficient large-scale language model training on GPU clusters", SC 2021 (PipeDream-flush)
+//   gpipe: Huang et al., "GPipe", NeurIPS 2019
+#pragma once
+
+#include <string_view>
+#include <vector>
+
+namespace espalier::dist {
+
+enum class ScheduleKind { k1F1B, kGPipe, kForwardOnly };
+/// Throws: ConfigError naming the known kinds.
+ScheduleKind schedule_kind_from(std::string_view name);
+std::string_view to_string(ScheduleKind kind);
+
+enum class ActionKind { kForward, kBackward };
+
+/// One piece of work of one stage. `micro_batch` counts within the replica, from 0.
+struct Action {
+  ActionKind kind = ActionKind::kForward;
+  int micro_batch = 0;
+  friend bool operator==(const Action&, const Action&) = default;
+};
+
+/// The action list of one stage for one optimizer step. Receives precede and sends follow the action that they belong to.
+/// Requires: num_stages >= 1, 0 <= stage_index < num_stages, num_micro_batches >= 0.
+std::vector<Action> plan_schedule(ScheduleKind kind, int num_stages, int stage_index, int num_micro_batches);
+
+/// Most micro-batches whose forward is kept for a backward at one time on this stage: 1f1b min(num_stages - stage_index, M), gpipe M.
+int max_live_micro_batches(ScheduleKind kind, int num_stages, int stage_index, int num_micro_batches);
+
+}  // namespace espalier::dist

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+// The one transformer block of all families, driven by a spec. Methods reach it through slots: a LinearDelta on each linear, an
+// Insert at named places, and attention_part / feed_forward_part for the reversible route.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "model/context.h"
+#include "model/linear.h"
+
+namespace espalier::model {
+
+enum class NormPlace { kBefore, kAfter };                                ///< pre-norm or post-norm residual branches
+enum class Activation { kGelu, kGeluTanh, kQuickGelu, kRelu, kSilu };  ///< "gelu", "gelu_new"/"gelu_pytorch_tanh", "quick_gelu", ...
+/// Throws: ConfigError naming the known activations.
+Activation activation_from(const std::string& hugging_face_name);
+at::Tensor activate(const at::Tensor& x, Activation activation);
+
+/// D width, H heads, G key/value heads, W head width, F feed-forward width. A family that needs something new adds a named field.
+struct BlockSpec {
+  std::int64_t width = 0;
+  std::int64_t num_heads = 0;
+  std::int64_t num_key_value_heads = 0;
+  std::int64_t head_width = 0;
+  std::int64_t feed_forward_width = 0;
+  NormKind norm_kind = NormKind::kLayerNorm;
+  NormPlace norm_place = NormPlace::kAfter;
+  double norm_epsilon = 1e-12;
+  Activation activation = Activation::kGelu;
+  bool is_gated = false;              ///< feed-forward: act(gate(x)) * up(x)
+  bool has_attention_bias = true;     ///< biases of q, k, v, o
+  bool has_feed_forward_bias = true;
+  double attention_scale = 0;         ///< 0: 1 / sqrt(head_width)
+  bool is_causal = false;
+  bool has_cross_attention = false;
+  double hidden_dropout = 0;
+  double attention_dropout = 0;
+  double activation_dropout = 0;      ///< inside the feed-forward
+};
+
+/// What a block reads besides its hidden state.
+struct BlockInputs {
+  at::Tensor attention_bias;  ///< additive, broadcastable to [B, H, T, T]; undefined: attend everywhere
+  at::Tensor memory;          ///< [B, S, D] for cross-attention
+  at::Tensor memory_bias;     ///< additive, broadcastable to [B, H, T, S]
+};
+
+/// Tensor -> Tensor at a named place of a block.
+class Insert {
+ public:
+  virtual ~Insert() = default;
+  [[nodiscard]] virtual at::Tensor forward(const at::Tensor& x, const ForwardContext& context) const = 0;
+};
+enum class InsertPlace { kAfterAttention, kAfterFeedForward, kParallelToFeedForward };
+
+class TransformerBlock {
+ public:
+  TransformerBlock(BlockSpec spec, LayerPlace place);
+
+  /// x [B, T, D] -> [B, T, D]
+  [[nodiscard]] at::Tensor forward(const at::Tensor& x, const BlockInputs& inputs, const ForwardContext& context) const;
+  /// The attention branch with its residual and norm (cross-attention too, where the block has it).
+  [[nodiscard]] at::Tensor attention_part(const at::Tensor& x, const BlockInputs& inputs, const ForwardContext& context) const;
+  /// The feed-forward branch with its residual and norm.
+  [[nodiscard]] at::Tensor feed_forward_part(const at::Tensor& x, const ForwardContext& context) const;
+
+  /// Roles: attention.{query,key,value,output}, attention.norm, cross_attention.*, feed_forward.{up,gate,down,norm}, each with
+  /// .weight and .bias.
+  void visit_weights(const WeightVisitor& visit);
+  /// Every linear by role without ".weight".
+  void visit_linears(const std::function<void(const std::string& role, Linear& linear)>& visit);
+  void set_insert(InsertPlace place, std::shared_ptr<const Insert> insert);
+
+  [[nodiscard]] const BlockSpec& spec() const { return spec_; }
+  [[nodiscard]] const LayerPlace& place() const { return place_; }
+
+ private:
+  struct AttentionWeights {
+    Linear query, key, value, output;
+    Norm norm;
+  };
+  [[nodiscard]] at::Tensor attend(const AttentionWeights& weights, const at::Tensor& x, const at::Tensor& memory,
+                                  const at::Tensor& bias, bool is_causal, DropoutSite site, const ForwardContext& context) const;
+
+  BlockSpec spec_;
+  LayerPlace place_;
+  AttentionWeights attention_;
+  std::unique_ptr<AttentionWeights> cross_attention_;
+  Linear up_, gate_, down_;
+  Norm feed_forward_norm_;
+  std::map<InsertPlace, std::shared_ptr<const Insert>> inserts_;
+};
+
+}  // namespace espalier::model

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// What travels along the chain of layers, and therefore across stage boundaries: a small set of named tensors. Every stage reads
+// the micro-batch's ids and masks itself, so a carry holds activations only, and its shapes are known before data arrives.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace espalier::model {
+
+/// Ordered by name, so that every rank walks it in the same order.
+using Carry = std::map<std::string, at::Tensor>;
+
+/// Inputs of one micro-batch under their `transformers` names (as data::NamedTensors).
+using NamedTensors = std::map<std::string, at::Tensor>;
+
+/// The sizes that decide every carry's shape.
+struct BatchShape {
+  std::int64_t rows = 0;    ///< B
+  std::int64_t tokens = 0;  ///< T
+};
+
+/// One tensor that crosses a boundary.
+struct CarryEntry {
+  std::string name;
+  std::vector<std::int64_t> sizes;
+  at::ScalarType dtype = at::kFloat;
+  bool needs_gradient = false;  ///< its gradient crosses back
+};
+/// Sorted by name.
+using CarryPlan = std::vector<CarryEntry>;
+
+}  // namespace espalier::model

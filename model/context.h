@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a forward pass must know besides its tensors.
+#pragma once
+
+#include "common/random.h"
+
+namespace espalier::model {
+
+struct ForwardContext {
+  bool is_training = false;  ///< dropout is drawn
+  RandomKey key;             ///< seed, optimizer step, micro-batch of the global batch
+};
+
+/// Places inside a layer that draw dropout. Part of the random key: never renumber, add at the end.
+enum class DropoutSite : std::uint32_t {
+  kEmbedding = 1,
+  kAttentionWeights = 2,
+  kAttentionOutput = 3,
+  kFeedForwardInner = 4,
+  kFeedForwardOutput = 5,
+  kCrossAttentionWeights = 6,
+  kCrossAttentionOutput = 7,
+  kPooled = 8,
+  kClassifier = 9,
+  kFactor = 10,
+  kSideInput = 11,
+  kSideOutput = 12,
+};
+
+/// Where dropout is drawn: a domain (backbone, side network, ...) and the canonical index of the layer in the whole chain.
+struct LayerPlace {
+  RandomDomain domain = RandomDomain::kBackbone;
+  std::uint64_t layer_index = 0;
+};
+
+inline std::uint64_t dropout_key(const ForwardContext& context, const LayerPlace& place, DropoutSite site) {
+  return derive_key(context.key, place.domain, place.layer_index, static_cast<std::uint64_t>(site));
+}
+
+}  // namespace espalier::model

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// A stage slice: a contiguous range of the chain, holding and loading its own weights only.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "model/backbone.h"
+#include "model/carry.h"
+
+namespace espalier::model {
+
+/// What every layer of a stage reads of the micro-batch besides the carry; made once per micro-batch.
+struct StageInputs {
+  NamedTensors tensors;
+  at::Tensor attention_bias;  ///< [B, 1, 1, T] additive, in the compute type; undefined when nothing is padded
+};
+
+/// One link of the chain.
+class Layer {
+ public:
+  explicit Layer(LayerPlan plan) : plan_(std::move(plan)) {}
+  virtual ~Layer() = default;
+  /// Reads and replaces entries of the carry: the embedding sets "hidden" [B, T, D], blocks replace it, the head sets "logits" [B, C].
+  virtual void forward(Carry& carry, const StageInputs& inputs, const ForwardContext& context) const = 0;
+  virtual void visit_weights(const WeightVisitor& visit) = 0;
+  virtual void visit_linears(const std::function<void(const std::string& role, Linear& linear)>& visit) = 0;
+  /// The block, for layers that are one; null otherwise.
+  [[nodiscard]] virtual TransformerBlock* block() { return nullptr; }
+  [[nodiscard]] const LayerPlan& plan() const { return plan_; }
+
+ private:
+  LayerPlan plan_;
+};
+
+struct LayerRange {
+  int first = 0;
+  int end = 0;
+  [[nodiscard]] bool contains(int layer) const { return layer >= first && layer < end; }
+};
+
+/// Cuts the chain into one range per stage, none without a block, balanced by blocks; embedding on the first, head on the last.
+/// `first_blocks` (optional, from the user): index of the first block of stages 1, 2, ...
+/// Throws: ConfigError when there are fewer blocks than stages or the cut is not ascending.
+std::vector<LayerRange> plan_stages(const Backbone& backbone, int num_stages, const std::vector<std::int64_t>& first_blocks = {});
+
+struct SliceOptions {
+  at::ScalarType compute_type = at::kFloat;
+  at::Device device = at::kCPU;
+  std::uint64_t seed = 0;  ///< of head weights that the folder does not have
+};
+
+class StageSlice {
+ public:
+  /// Builds the layers of `range` and fills them: fp32-on-CPU weights stay views of the mapped file, others are converted.
+  /// Head weights absent from the folder start as N(0, initializer_range^2), biases 0, drawn by canonical name.
+  /// Throws: ConfigError naming every needed tensor that is missing or has another shape.
+  StageSlice(const Backbone& backbone, LayerRange range, const WeightSource& weights, const SliceOptions& options);
+
+  [[nodiscard]] StageInputs prepare(NamedTensors tensors) const;
+  [[nodiscard]] const std::vector<std::unique_ptr<Layer>>& layers() const { return layers_; }
+  [[nodiscard]] const Backbone& backbone() const { return backbone_; }
+  [[nodiscard]] LayerRange range() const { return range_; }
+  [[nodiscard]] const SliceOptions& options() const { return options_; }
+  [[nodiscard]] bool has_head() const;
+  /// Full canonical name of a weight: layer name + "." + role.
+  void visit_weights(const WeightVisitor& visit);
+  /// Bytes of weights that need no gradient.
+  [[nodiscard]] std::int64_t frozen_bytes();
+
+ private:
+  Backbone backbone_;
+  LayerRange range_;
+  SliceOptions options_;
+  std::vector<std::unique_ptr<Layer>> layers_;
+};
+
+/// Throws: ConfigError listing stored tensors that no role of the whole model uses and the family does not know.
+void refuse_unknown_tensors(const Backbone& backbone, const WeightSource& weights);
+
+}  // namespace espalier::model

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// AdamW over fp32 tensors (Loshchilov, Hutter, "Decoupled weight decay regularization", ICLR 2019), on at::_fused_adamw_.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "common/options.h"
+
+namespace espalier::optim {
+
+struct OptimizerConfig {
+  double learning_rate = 1e-3;
+  double weight_decay = 0.0;
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double epsilon = 1e-8;
+  double clip_norm = 1.0;             ///< 0: none
+  std::string schedule = "linear";    ///< linear | cosine | constant
+  double warmup_fraction = 0.06;      ///< of all steps
+  std::int64_t warmup_steps = -1;     ///< -1: by fraction
+};
+/// Keys "optimizer.*".
+void describe(OptionTable& table, OptimizerConfig& config);
+
+/// Learning rate of optimizer step `step` (from 0) of `num_steps`: warm-up from 0, then the schedule to 0. Pure.
+double learning_rate_at(const OptimizerConfig& config, std::int64_t step, std::int64_t num_steps);
+
+struct Parameter {
+  std::string name;
+  at::Tensor value;  ///< fp32
+  bool decays = true;
+};
+
+class AdamW {
+ public:
+  AdamW(const OptimizerConfig& config, std::vector<Parameter> parameters);
+  /// One update; gradients in the order of the parameters, all defined, fp32.
+  void step(const std::vector<at::Tensor>& gradients, double learning_rate);
+  /// "<name>/exp_avg", "<name>/exp_avg_sq" for every parameter: live tensors, for saving and loading in place.
+  [[nodiscard]] std::map<std::string, at::Tensor> state() const;
+  [[nodiscard]] std::int64_t num_steps() const;
+  void set_num_steps(std::int64_t num_steps);
+  [[nodiscard]] std::int64_t state_bytes() const;
+
+ private:
+  OptimizerConfig config_;
+  std::vector<Parameter> parameters_;
+  std::vector<at::Tensor> exp_avg_, exp_avg_sq_, steps_;
+};
+
+/// Sum of squares of each gradient, in double: combine with combine_norm over all stages in chain order for a norm that does not
+/// depend on the cut.
+std::vector<double> squared_norms(const std::vector<at::Tensor>& gradients);
+/// sqrt of the sum in the given order.
+double combine_norm(const std::vector<double>& squared);
+/// Multiplies all gradients by clip / norm when norm > clip; returns the factor (1 if unclipped).
+double clip_by_norm(std::vector<at::Tensor>& gradients, double norm, double clip);
+
+}  // namespace espalier::optim

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// A fine-tuning method on one stage. The method decides what trains, what a stage keeps between forward and backward, and what
+// crosses to the next stage; the executor in train/ only moves carries and gradients.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/options.h"
+#include "model/slice.h"
+
+namespace espalier::peft {
+
+/// The way the gradient takes. through: back through the backbone. beside: through a side network only, the backbone runs without
+/// grad. reversible: through the backbone, whose inputs are recomputed.
+enum class Route { kThrough, kBeside, kReversible };
+
+/// A tensor that trains.
+struct TrainedTensor {
+  std::string name;       ///< canonical: never depends on the layout
+  at::Tensor value;       ///< fp32 leaf that requires grad
+  bool decays = true;     ///< decoupled weight decay applies (not to biases, norms, gates)
+  bool is_inert = false;  ///< counted, but outside the graph (gates of dropped layers): no gradient, no moments, no reduction
+};
+
+/// Receives the gradient of trained()[index] for one micro-batch; undefined when the graph did not reach it.
+using GradientSink = std::function<void(int index, at::Tensor gradient)>;
+
+/// What a stage keeps of one micro-batch between its forward and its backward.
+class StagePass {
+ public:
+  virtual ~StagePass() = default;
+  /// `output_gradients`: gradients of the outgoing entries that need one, on the last stage that of "logits".
+  /// Returns the gradients of the incoming entries that need one. May be called once.
+  virtual model::Carry backward(const model::Carry& output_gradients, const GradientSink& sink) = 0;
+};
+
+struct StageResult {
+  model::Carry outgoing;            ///< detached; on the last stage "logits"
+  std::unique_ptr<StagePass> pass;  ///< null when nothing is kept
+};
+
+class Method {
+ public:
+  virtual ~Method() = default;
+  [[nodiscard]] virtual std::string_view name() const = 0;
+  [[nodiscard]] virtual Route route() const = 0;
+
+  /// What enters the stage that begins with chain layer `first_layer` (1..num_layers-1). Pure: depends on backbone and options, not on this slice.
+  [[nodiscard]] virtual model::CarryPlan plan_carry(int first_layer, const model::BatchShape& shape) const = 0;
+
+  /// This slice's trained tensors, in chain order; the task head's are the last. Fixed after construction.
+  [[nodiscard]] virtual const std::vector<TrainedTensor>& trained() const = 0;
+
+  /// Runs the slice on one micro-batch. `keeps_pass` is false in evaluation.
+  [[nodiscard]] virtual StageResult forward(model::Carry incoming, const model::StageInputs& inputs,
+                                            const model::ForwardContext& context, bool keeps_pass) = 0;
+
+  /// Facts for the exported adapter's JSON (kind, ranks, reduction, ...), as pairs of key and JSON text.
+  [[nodiscard]] virtual std::vector<std::pair<std::string, std::string>> describe_export() const = 0;
+};
+
+struct LstConfig {
+  std::int64_t reduction = 8;
+  std::vector<std::int64_t> layers;        ///< kept side layers, 0-based, ascending; empty: all
+  std::string gate = "learned";            ///< learned | one | none
+  double gate_temperature = 0.1;
+  std::string side_initial = "magnitude";  ///< magnitude | random
+  bool ladder_bias = true;
+  bool backbone_dropout = true;
+};
+
+struct LoraConfig {
+  std::int64_t rank = 8;
+  double alpha = 16;
+  double dropout = 0;
+  std::vector<std::string> targets = {"attention.query", "attention.value"};  ///< roles of linears
+};
+
+struct MethodConfig {
+  std::string method = "lst";  ///< lst | lora | full | probe
+  LstConfig lst;
+  LoraConfig lora;
+};
+/// Keys "peft.method", "peft.lst.*", "peft.lora.*".
+void describe(OptionTable& table, MethodConfig& config);
+
+/// Attaches the method to `slice`. `weights` is the whole folder: pruning walks layers that other stages hold.
+/// Throws: ConfigError for options that do not fit the backbone.
+std::unique_ptr<Method> make_method(const MethodConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
+                                    std::uint64_t seed);
+
+/// Trained scalars of a whole model, head counted apart; from the plan alone.
+struct TrainedCount {
+  std::int64_t method = 0;
+  std::int64_t head = 0;
+};
+TrainedCount count_trained(const MethodConfig& config, const model::Backbone& backbone);
+
+}  // namespace espalier::peft
