@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Counts bytes by kind (what memory holds) and by collective (what moved), so that claims about memory and traffic are exact
-// numbers that tests assert.
+// Counts bytes by kind (what memory holds) and by collective (what moved), so that claims about memory and traffic are
+// exact numbers that tests assert.
 #pragma once
 
 #include <array>

@@ -6,7 +6,7 @@
 
 namespace espalier {
 
-/// Live and peak bytes of CPU tensors since the last reset. All zero until the counting allocator is installed.
+/// Live bytes of CPU tensors, and their peak since the last reset. Tensors count from install_counting_allocator() on.
 struct AllocatedBytes {
   std::int64_t current = 0;
   std::int64_t peak = 0;

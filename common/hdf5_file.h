@@ -27,7 +27,7 @@ class Hdf5File {
  public:
   /// Makes a new file; an old one of this name is truncated. Throws: IoError.
   static Hdf5File create(const std::filesystem::path& path);
-  /// Opens read-only. Throws: ConfigError if it is not an HDF5 file, IoError if absent or unreadable.
+  /// Opens read-only. Throws: ConfigError if it is absent or no HDF5 file, IoError if it is cut short or unreadable.
   static Hdf5File open(const std::filesystem::path& path);
 
   Hdf5File(Hdf5File&& other) noexcept;

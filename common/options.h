@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// The option table: an option is declared once, beside the struct that uses it, with unit, default, range and consequence. From
-// the table come the command-line flags (--train.learning_rate), the INI keys ([train] learning_rate), --help, --print-config
-// with provenance, the errors and docs/options.md. Precedence: default < file < flag.
+// The option table: an option is declared once, beside the struct that uses it, with unit, default, range and
+// consequence. From the table come the command-line flags (--train.learning_rate), the INI keys ([train]
+// learning_rate), --help, --print-config with provenance, the errors and docs/options.md. Precedence: default < file <
+// flag.
 #pragma once
 
+#include <concepts>
 #include <cstdint>
 #include <filesystem>
-#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,7 +18,16 @@ namespace espalier {
 
 enum class OptionSource { kDefault, kFile, kFlag };
 
-/// One declared option: a dotted key bound to a variable. Setters chain: table.add("a.b", x).unit("bytes").at_least(1).help("...").
+/// What an option can hold. Lists are written "1,2,5" and "a,b"; "" is the empty list.
+template <typename Value>
+concept OptionValue =
+    std::same_as<Value, bool> || std::same_as<Value, std::int64_t> || std::same_as<Value, std::uint64_t> ||
+    std::same_as<Value, double> || std::same_as<Value, std::string> || std::same_as<Value, std::filesystem::path> ||
+    std::same_as<Value, std::vector<std::int64_t>> || std::same_as<Value, std::vector<std::string>>;
+
+/// One declared option: a dotted key bound to a variable. Setters chain: table.add("a.b",
+/// x).unit("bytes").at_least(1).help("..."). Bounds and choices hold for every element of a list. A default that breaks
+/// them is a defect (Throws: InternalError).
 class Option {
  public:
   virtual ~Option() = default;
@@ -41,51 +52,76 @@ class Option {
  protected:
   friend class OptionTable;
   explicit Option(std::string key) : key_(std::move(key)) {}
-  /// Parses and stores. Throws: ConfigError that names key, origin, what was expected and what was found.
-  virtual void assign(const std::string& text, const std::string& origin) = 0;
-  [[nodiscard]] virtual std::string type_text() const = 0;
-  void check_range(double value, const std::string& origin) const;
-  void check_choice(const std::string& text, const std::string& origin) const;
+
+  /// Stores the value that `text` stands for; false, and nothing stored, if it stands for none or is not allowed.
+  virtual bool store(const std::string& text) = 0;
+  [[nodiscard]] virtual bool is_default_allowed() const = 0;
+  [[nodiscard]] virtual std::string_view type_text() const = 0;
+
+  [[nodiscard]] bool allows(double value) const;
+  [[nodiscard]] bool allows(const std::string& text) const;
+
+ private:
+  struct Bound {
+    double value;
+    bool is_open;
+  };
+  /// Throws: ConfigError that names origin and key, what was expected and what was found.
+  void assign(const std::string& text, OptionSource source, const std::string& origin);
+  Option& checked();
+  [[nodiscard]] std::string_view section() const;
+  [[nodiscard]] std::string_view leaf() const;
+  [[nodiscard]] std::string range_text() const;
+  [[nodiscard]] std::string expectation() const;
 
   std::string key_, unit_, help_, default_text_, origin_ = "default";
   std::vector<std::string> choices_;
-  double lowest_, highest_;
-  bool lowest_is_open_ = false, highest_is_open_ = false, has_lowest_ = false, has_highest_ = false, is_required_ = false;
+  std::optional<Bound> lowest_, highest_;
+  bool is_required_ = false, is_bool_ = false;
   OptionSource source_ = OptionSource::kDefault;
 };
 
 /// Thread: not shared.
 class OptionTable {
  public:
-  /// Binds `key` to `variable`, whose present value is the default. The variable must outlive the table's use.
-  /// Types: bool, int64_t, uint64_t, double, std::string, std::filesystem::path, std::vector<std::int64_t> ("1,2,5" or ""),
-  /// std::vector<std::string> ("a,b").
-  template <typename Value>
+  /// Binds `key` ("section.name", the section may have dots) to `variable`, whose present value is the default.
+  /// Requires: the variable outlives the use of the table.  Throws: InternalError if the key is taken or malformed.
+  template <OptionValue Value>
   Option& add(std::string key, Value& variable);
 
-  /// Reads an INI file: [section] then key = value; '#' and ';' start comments.
-  /// Throws: ConfigError naming file and line for anything unknown (with the nearest known key), malformed, twice or out of range.
+  /// Reads an INI file: [section] then key = value; '#' and ';' start comments at the begin of a line and after a
+  /// space. A value in double quotes is taken as it is, with \" \\ \n \t inside. Throws: ConfigError naming file and
+  /// line for anything unknown (with the nearest known key), malformed, twice or out of range.
   void read_file(const std::filesystem::path& path);
   /// Reads text as if it were a file called `name`.
   void read_text(std::string_view text, const std::string& name);
   /// Reads flags: --section.key=value, --section.key value; a bare bool flag means true. Leaves nothing unread:
-  /// unknown words throw. Throws: ConfigError.
+  /// unknown words throw, and so does a flag given twice. Throws: ConfigError.
   void read_flags(const std::vector<std::string>& arguments);
-  /// Throws ConfigError that lists every required option that was not given.
+  /// Throws: ConfigError that lists every required option that was not given.
   void check_required() const;
 
+  /// Null if there is no such key.
   [[nodiscard]] const Option* find(std::string_view key) const;
   /// INI text of every value, each line with its provenance as a comment; read_text() of it gives the same values.
   [[nodiscard]] std::string print_config() const;
   /// INI text without provenance, sorted: the text whose digest ranks compare.
   [[nodiscard]] std::string canonical_text() const;
+  /// Every option grouped by section, at most 100 columns wide.
   [[nodiscard]] std::string help() const;
   /// docs/options.md.
   [[nodiscard]] std::string markdown() const;
 
  private:
+  struct Section {
+    std::string_view name;
+    std::vector<const Option*> options;
+  };
   Option& insert(std::unique_ptr<Option> option);
   Option& lookup(const std::string& key, const std::string& origin);
+  void check_section(const std::string& name, const std::string& origin) const;
+  [[nodiscard]] std::vector<Section> sections() const;
+
   std::vector<std::unique_ptr<Option>> options_;
 };
 

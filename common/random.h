@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Randomness by key: every random number is a pure function of (seed, step, micro-batch, place in the model, element), so that
-// neither the layout nor the thread count nor an interruption changes it, and no generator state is ever saved.
+// Randomness by key: every random number is a pure function of (seed, step, micro-batch, place in the model, element),
+// so that neither the layout nor the thread count nor an interruption changes it, and no generator state is ever saved.
 // Philox 4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 #pragma once
 
