@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// AdamW over fp32 tensors (Loshchilov, Hutter, "Decoupled weight decay regularization", ICLR 2019), on at::_fused_adamw_.
+// AdamW over fp32 tensors (Loshchilov, Hutter, "Decoupled weight decay regularization", ICLR 2019), on
+// at::_fused_adamw_.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -19,15 +22,17 @@ struct OptimizerConfig {
   double beta1 = 0.9;
   double beta2 = 0.999;
   double epsilon = 1e-8;
-  double clip_norm = 1.0;             ///< 0: none
-  std::string schedule = "linear";    ///< linear | cosine | constant
-  double warmup_fraction = 0.06;      ///< of all steps
-  std::int64_t warmup_steps = -1;     ///< -1: by fraction
+  double clip_norm = 1.0;           ///< 0: none
+  std::string schedule = "linear";  ///< linear | cosine | constant
+  double warmup_fraction = 0.06;    ///< of all steps
+  std::int64_t warmup_steps = -1;   ///< -1: by fraction
 };
 /// Keys "optimizer.*".
 void describe(OptionTable& table, OptimizerConfig& config);
 
-/// Learning rate of optimizer step `step` (from 0) of `num_steps`: warm-up from 0, then the schedule to 0. Pure.
+/// Learning rate of optimizer step `step` (from 0) of `num_steps`, as `transformers` schedules it: with W warm-up
+/// steps, learning_rate * step / W below W (so step 0 moves nothing), then down to 0 at `num_steps`. Pure. Throws:
+/// ConfigError for an unknown schedule.
 double learning_rate_at(const OptimizerConfig& config, std::int64_t step, std::int64_t num_steps);
 
 struct Parameter {
@@ -38,27 +43,40 @@ struct Parameter {
 
 class AdamW {
  public:
+  /// Owns: keeps the parameters' tensors; moments start at zero on the same device.  Requires: one device for all.
   AdamW(const OptimizerConfig& config, std::vector<Parameter> parameters);
   /// One update; gradients in the order of the parameters, all defined, fp32.
+  /// Stream: runs on the current stream of the parameters' device.
   void step(const std::vector<at::Tensor>& gradients, double learning_rate);
   /// "<name>/exp_avg", "<name>/exp_avg_sq" for every parameter: live tensors, for saving and loading in place.
   [[nodiscard]] std::map<std::string, at::Tensor> state() const;
-  [[nodiscard]] std::int64_t num_steps() const;
+  /// Updates so far; with state() and the values this is all that a resumed run needs.
+  [[nodiscard]] std::int64_t num_steps() const { return num_steps_; }
   void set_num_steps(std::int64_t num_steps);
   [[nodiscard]] std::int64_t state_bytes() const;
 
  private:
+  /// Parameters of one weight decay, as the fused kernel wants them: lists of equal length.
+  struct Group {
+    double weight_decay = 0;
+    std::vector<std::size_t> members;  ///< places in parameters_
+    std::vector<at::Tensor> values, exp_avg, exp_avg_sq, steps;
+  };
+
   OptimizerConfig config_;
   std::vector<Parameter> parameters_;
-  std::vector<at::Tensor> exp_avg_, exp_avg_sq_, steps_;
+  std::array<Group, 2> groups_;  ///< decaying, not decaying
+  at::Tensor step_;              ///< fp32 scalar: the number of the update, one for all parameters
+  std::int64_t num_steps_ = 0;
 };
 
-/// Sum of squares of each gradient, in double: combine with combine_norm over all stages in chain order for a norm that does not
-/// depend on the cut.
+/// Sum of squares of each gradient, in double and, on the host, in an order that no thread count changes: combine with
+/// combine_norm over all stages in chain order for a norm that does not depend on the cut.
 std::vector<double> squared_norms(const std::vector<at::Tensor>& gradients);
 /// sqrt of the sum in the given order.
 double combine_norm(const std::vector<double>& squared);
-/// Multiplies all gradients by clip / norm when norm > clip; returns the factor (1 if unclipped).
+/// Multiplies all gradients in place by clip / norm when norm > clip; returns the factor (1 if unclipped; clip 0 never
+/// clips). Requires: a finite norm; the caller stops the run before on one that is not.
 double clip_by_norm(std::vector<at::Tensor>& gradients, double norm, double clip);
 
 }  // namespace espalier::optim
