@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which rank is which: a pure function of (ranks, stages). Ranks of one replica are neighbours, so that activations stay on a node.
+// Which rank is which: a pure function of (ranks, stages). Ranks of one replica are neighbours, so that activations
+// stay on a node.
 #pragma once
 
 #include <memory>
@@ -28,10 +29,10 @@ MeshPlace plan_mesh(int world_rank, int num_ranks, int num_stages, int num_repli
 /// The communicators of one rank. `control` carries host values only and is never NCCL.
 struct Mesh {
   MeshPlace place;
-  Communicator* control = nullptr;               ///< every rank; host tensors
-  std::unique_ptr<Communicator> pipeline;        ///< the stages of this replica; rank = stage_index; tensors on the device
-  std::unique_ptr<Communicator> replicas;        ///< the replicas of this stage; rank = replica_index; tensors on the device
-  std::unique_ptr<Communicator> stage_control;   ///< as `pipeline`, host tensors
+  Communicator* control = nullptr;         ///< every rank; host tensors
+  std::unique_ptr<Communicator> pipeline;  ///< the stages of this replica; rank = stage_index; tensors on the device
+  std::unique_ptr<Communicator> replicas;  ///< the replicas of this stage; rank = replica_index; tensors on the device
+  std::unique_ptr<Communicator> stage_control;  ///< as `pipeline`, host tensors
 };
 
 /// Collective: every rank of `control`.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Plans which stage does what, in which order. Pure: no tensors, no ranks, no clocks. train/StageExecutor interprets the plan.
+// Plans which stage does what, in which order. Pure: no tensors, no ranks, no clocks. train/StageExecutor interprets
+// the plan.
 //   1f1b:  Narayanan et al., "Efficient large-scale language model training on GPU clusters", SC 2021 (PipeDream-flush)
 //   gpipe: Huang et al., "GPipe", NeurIPS 2019
 #pragma once
@@ -10,7 +11,7 @@
 namespace espalier::dist {
 
 enum class ScheduleKind { k1F1B, kGPipe, kForwardOnly };
-/// Throws: ConfigError naming the known kinds.
+/// "1f1b", "gpipe", "forward_only".  Throws: ConfigError naming the known kinds.
 ScheduleKind schedule_kind_from(std::string_view name);
 std::string_view to_string(ScheduleKind kind);
 
@@ -23,11 +24,24 @@ struct Action {
   friend bool operator==(const Action&, const Action&) = default;
 };
 
-/// The action list of one stage for one optimizer step. Receives precede and sends follow the action that they belong to.
-/// Requires: num_stages >= 1, 0 <= stage_index < num_stages, num_micro_batches >= 0.
+/// The action list of one stage for one optimizer step. For each action in order the executor
+///   1. receives what the action reads: a forward, the activation of its micro-batch from stage - 1 (not on the first
+///   stage); a
+///      backward, the gradient of its micro-batch from stage + 1 (not on the last stage);
+///   2. computes;
+///   3. sends the result on: a forward to stage + 1 (not from the last), a backward to stage - 1 (not from the first).
+/// No plan deadlocks under either of these rules (tests/unit/dist/schedule_test.cpp executes all of them):
+///   - posted sends: step 3 starts the send and goes on; the Works are kept until the end of the step. Receives may
+///   block.
+///   - paired rendezvous: the send of an action and the receive of the next one are started together, then both are
+///   waited for.
+/// Waiting for a send before the next receive is started is wrong: in 1f1b two neighbours would send to each other.
+/// Activations travel on Channel::kForward, gradients on Channel::kBackward; backwards come in ascending order of
+/// micro-batches. Requires: num_stages >= 1, 0 <= stage_index < num_stages, num_micro_batches >= 0.
 std::vector<Action> plan_schedule(ScheduleKind kind, int num_stages, int stage_index, int num_micro_batches);
 
-/// Most micro-batches whose forward is kept for a backward at one time on this stage: 1f1b min(num_stages - stage_index, M), gpipe M.
+/// Most micro-batches whose forward is kept for a backward at one time on this stage: 1f1b min(num_stages -
+/// stage_index, M), gpipe M, forward_only 0.
 int max_live_micro_batches(ScheduleKind kind, int num_stages, int stage_index, int num_micro_batches);
 
 }  // namespace espalier::dist

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "dist/agree.h"
+
+#include <ATen/ATen.h>
+#include <spdlog/fmt/fmt.h>
+
+#include <cstring>
+
+#include "common/digest.h"
+#include "common/error.h"
+
+namespace espalier::dist {
+
+namespace {
+
+/// The error of a type that every rank throws together.
+template <typename Base>
+class AgreedError final : public Base, public Agreed {
+ public:
+  using Base::Base;
+};
+
+std::vector<at::Tensor> gather(Communicator& control, const at::Tensor& input) {
+  std::vector<at::Tensor> outputs;
+  for (int rank = 0; rank < control.num_ranks(); ++rank) {
+    outputs.push_back(at::empty_like(input));
+  }
+  control.all_gather(outputs, input).wait();
+  return outputs;
+}
+
+std::int64_t sum(Communicator& control, bool value) {
+  const at::Tensor total = at::full({1}, value ? 1 : 0, at::kLong);
+  control.all_reduce(total).wait();
+  return total.item<std::int64_t>();
+}
+
+[[noreturn]] void throw_agreed(ExitCode exit_code, const std::string& text) {
+  switch (exit_code) {
+    case ExitCode::kConfig:
+      throw AgreedError<ConfigError>(text);
+    case ExitCode::kNumeric:
+      throw AgreedError<NumericError>(text);
+    case ExitCode::kComm:
+      throw AgreedError<CommError>(text);
+    case ExitCode::kStorage:
+      throw AgreedError<IoError>(text);
+    case ExitCode::kStopped:
+      throw AgreedError<StopRequest>(text);
+    case ExitCode::kOk:
+    case ExitCode::kInternal:
+      break;
+  }
+  throw AgreedError<InternalError>(text);
+}
+
+}  // namespace
+
+bool agree_any(Communicator& control, bool value) {
+  return sum(control, value) > 0;
+}
+
+bool agree_all(Communicator& control, bool value) {
+  return sum(control, value) == control.num_ranks();
+}
+
+void require_equal(Communicator& control, std::string_view text, std::string_view what) {
+  const std::string digest = digest_of(text);
+  const at::Tensor mine = at::empty({static_cast<std::int64_t>(digest.size())}, at::kByte);
+  std::memcpy(mine.data_ptr(), digest.data(), digest.size());
+  const std::vector<at::Tensor> digests = gather(control, mine);
+  std::vector<int> different;
+  for (std::size_t rank = 1; rank < digests.size(); ++rank) {
+    if (!at::equal(digests[rank], digests[0])) {
+      different.push_back(static_cast<int>(rank));
+    }
+  }
+  if (!different.empty()) {
+    throw AgreedError<ConfigError>(
+        fmt::format("{}: expected the same on all {} ranks, found that it differs from rank 0's on rank{} {}; start "
+                    "every rank with the same "
+                    "files, flags and build",
+                    what, control.num_ranks(), different.size() == 1 ? "" : "s", fmt::join(different, ", ")));
+  }
+}
+
+void require_all(Communicator& control, const std::string& error, int exit_code, std::string_view what) {
+  // A message without a code is still a failure.
+  const int code = error.empty() ? 0 : exit_code == 0 ? static_cast<int>(ExitCode::kInternal) : exit_code;
+  const std::vector<at::Tensor> codes = gather(control, at::full({1}, code, at::kInt));
+  for (int rank = 0; rank < control.num_ranks(); ++rank) {
+    const int found = codes[static_cast<std::size_t>(rank)].item<int>();
+    if (found != 0) {
+      const std::string text = broadcast_text(control, error, rank);
+      throw_agreed(static_cast<ExitCode>(found), fmt::format("{} failed on rank {}: {}", what, rank, text));
+    }
+  }
+}
+
+std::string broadcast_text(Communicator& control, const std::string& text, int root) {
+  const at::Tensor size = at::full({1}, static_cast<std::int64_t>(text.size()), at::kLong);
+  control.broadcast(size, root).wait();
+  const at::Tensor bytes = at::empty({size.item<std::int64_t>()}, at::kByte);
+  if (control.rank() == root && !text.empty()) {
+    std::memcpy(bytes.data_ptr(), text.data(), text.size());
+  }
+  control.broadcast(bytes, root).wait();
+  return {static_cast<const char*>(bytes.data_ptr()), static_cast<std::size_t>(bytes.numel())};
+}
+
+}  // namespace espalier::dist
