@@ -87,8 +87,7 @@ std::string OptionTable::help() const {
       facts.push_back(option->is_required_            ? "required"
                       : option->default_text_.empty() ? "default: empty"
                                                       : "default: " + option->default_text_);
-      append_wrapped(out, fmt::format("--{} <{}>  ({})", option->key(), option->type_text(), fmt::join(facts, "; ")),
-                     2);
+      append_wrapped(out, fmt::format("--{} <{}> ({})", option->key(), option->type_text(), fmt::join(facts, "; ")), 2);
       append_wrapped(out, option->help_, 6);
     }
   }

@@ -47,21 +47,24 @@ std::uint64_t derive_key(std::uint64_t seed, RandomDomain domain, std::string_vi
   return state;
 }
 
-std::array<std::uint32_t, 4> philox4x32(std::uint64_t key, std::uint64_t counter) {
+std::array<std::uint32_t, 4> philox4x32(std::uint64_t key, std::array<std::uint32_t, 4> counter) {
   constexpr std::uint64_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57;
   constexpr std::uint32_t kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85;
   auto key0 = static_cast<std::uint32_t>(key), key1 = static_cast<std::uint32_t>(key >> 32);
-  std::array<std::uint32_t, 4> word{static_cast<std::uint32_t>(counter), static_cast<std::uint32_t>(counter >> 32), 0,
-                                    0};
   for (int round = 0; round < 10; ++round) {
-    const std::uint64_t product0 = kMultiplier0 * word[0];
-    const std::uint64_t product1 = kMultiplier1 * word[2];
-    word = {static_cast<std::uint32_t>(product1 >> 32) ^ word[1] ^ key0, static_cast<std::uint32_t>(product1),
-            static_cast<std::uint32_t>(product0 >> 32) ^ word[3] ^ key1, static_cast<std::uint32_t>(product0)};
+    const std::uint64_t product0 = kMultiplier0 * counter[0];
+    const std::uint64_t product1 = kMultiplier1 * counter[2];
+    counter = {static_cast<std::uint32_t>(product1 >> 32) ^ counter[1] ^ key0, static_cast<std::uint32_t>(product1),
+               static_cast<std::uint32_t>(product0 >> 32) ^ counter[3] ^ key1, static_cast<std::uint32_t>(product0)};
     key0 += kWeyl0;
     key1 += kWeyl1;
   }
-  return word;
+  return counter;
+}
+
+std::array<std::uint32_t, 4> philox4x32(std::uint64_t key, std::uint64_t counter) {
+  return philox4x32(key, std::array{static_cast<std::uint32_t>(counter), static_cast<std::uint32_t>(counter >> 32),
+                                    std::uint32_t{0}, std::uint32_t{0}});
 }
 
 std::uint32_t PhiloxSequence::next_u32() {

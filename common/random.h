@@ -34,7 +34,9 @@ std::uint64_t derive_key(const RandomKey& key, RandomDomain domain, std::uint64_
 /// Key of a named tensor, for initial values: the name is canonical, so every layout draws the same.
 std::uint64_t derive_key(std::uint64_t seed, RandomDomain domain, std::string_view name);
 
-/// Philox 4x32-10 of one 128-bit counter {counter, 0} under `key`.
+/// Philox 4x32-10 of one 128-bit counter (low word first) under `key`.
+std::array<std::uint32_t, 4> philox4x32(std::uint64_t key, std::array<std::uint32_t, 4> counter);
+/// The same of the counter {low word, high word, 0, 0}.
 std::array<std::uint32_t, 4> philox4x32(std::uint64_t key, std::uint64_t counter);
 
 /// A sequence of numbers under one key, for host-side decisions (permutations, initial values). Not a global generator.
