@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A backbone is a chain of layers: embedding, blocks, (norms), head. A family reads config.json into this plan and says which stored
-// tensor fills which role; everything else is shared by all families.
+// A backbone is a chain of layers: embedding, blocks, (norms), head. A family reads config.json into this plan and says
+// which stored tensor fills which role; everything else is shared by all families.
 #pragma once
 
 #include <cstdint>
@@ -15,14 +15,14 @@
 
 namespace espalier::model {
 
-enum class LayerKind { kEmbedding, kBlock, kNorm, kHead };
+enum class LayerKind { kEmbedding, kBlock, kHead };
 
 /// Token, position and type embeddings, then norm and dropout.
 struct EmbeddingSpec {
   std::int64_t vocab_size = 0, width = 0;
   std::int64_t num_positions = 0;
   std::int64_t num_token_types = 0;  ///< 0: none
-  std::int64_t pad_token_id = 0;
+  std::int64_t pad_token_id = 0;     ///< its row gets no gradient
   /// BERT: positions 0..T-1. RoBERTa: pad_token_id + running count of non-padding tokens, padding at pad_token_id.
   bool positions_follow_padding = false;
   bool has_norm = true;
@@ -45,8 +45,8 @@ struct HeadSpec {
 
 struct LayerPlan {
   LayerKind kind = LayerKind::kBlock;
-  std::string name;               ///< canonical: "embedding", "encoder.0", "head"; never depends on the layout
-  std::uint64_t index = 0;        ///< place in the whole chain
+  std::string name;         ///< canonical: "embedding", "encoder.0", "head"; never depends on the layout
+  std::uint64_t index = 0;  ///< place in the whole chain
   std::optional<BlockSpec> block;
   std::optional<EmbeddingSpec> embedding;
   std::optional<HeadSpec> head;
@@ -54,10 +54,11 @@ struct LayerPlan {
 
 /// Where a role's tensor is stored.
 struct StoredWeight {
-  std::vector<std::string> names;  ///< alternatives, the first present one counts ("bert.embeddings..." or "embeddings...")
-  bool is_transposed = false;      ///< stored [in, out] (GPT-2)
+  std::vector<std::string>
+      names;                   ///< alternatives, the first present one counts ("bert.embeddings..." or "embeddings...")
+  bool is_transposed = false;  ///< stored [in, out] (GPT-2)
   std::int64_t slice_begin = 0, slice_end = 0;  ///< rows of the (transposed) tensor; 0, 0: all
-  bool is_optional = false;        ///< absent: the slot is initialised (heads)
+  bool is_optional = false;                     ///< absent: the slot is initialised (heads)
 };
 
 class Backbone;
@@ -74,8 +75,9 @@ class Family {
 
 /// What the user asks of the head; the rest comes from the folder.
 struct HeadRequest {
-  std::int64_t num_labels = 0;        ///< 0: as the folder says
-  std::string pooling = "auto";       ///< auto (the family's own) | mean (mean of the attended tokens, no dense layer)
+  std::int64_t num_labels = 0;  ///< 0: as the folder says
+  /// auto: the family's own. mean: mean of the attended tokens, no dense layer, no dropout (a linear probe).
+  std::string pooling = "auto";
 };
 
 /// The plan of a whole model. Pure data besides the family; cheap to copy.
@@ -91,7 +93,8 @@ struct Backbone {
   [[nodiscard]] int num_blocks() const;
 };
 
-/// Reads config.json. Throws: ConfigError naming file and key: unknown model_type, missing or contradictory or unsupported values.
+/// Reads config.json. Throws: ConfigError naming file and key: unknown model_type, missing or contradictory or
+/// unsupported values.
 Backbone read_backbone(const std::filesystem::path& folder, const HeadRequest& head);
 
 }  // namespace espalier::model

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one transformer block of all families, driven by a spec. Methods reach it through slots: a LinearDelta on each linear, an
-// Insert at named places, and attention_part / feed_forward_part for the reversible route.
+// The one transformer block of all families, driven by a spec. Methods reach it through slots: a LinearDelta on each
+// linear, an Insert at named places, and attention_part / feed_forward_part for the reversible route.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,13 +16,20 @@
 
 namespace espalier::model {
 
-enum class NormPlace { kBefore, kAfter };                                ///< pre-norm or post-norm residual branches
-enum class Activation { kGelu, kGeluTanh, kQuickGelu, kRelu, kSilu };  ///< "gelu", "gelu_new"/"gelu_pytorch_tanh", "quick_gelu", ...
+enum class NormPlace { kBefore, kAfter };  ///< pre-norm or post-norm residual branches
+enum class Activation {
+  kGelu,
+  kGeluTanh,
+  kQuickGelu,
+  kRelu,
+  kSilu
+};  ///< "gelu", "gelu_new"/"gelu_pytorch_tanh", "quick_gelu", ...
 /// Throws: ConfigError naming the known activations.
 Activation activation_from(const std::string& hugging_face_name);
 at::Tensor activate(const at::Tensor& x, Activation activation);
 
-/// D width, H heads, G key/value heads, W head width, F feed-forward width. A family that needs something new adds a named field.
+/// D width, H heads, G key/value heads, W head width, F feed-forward width. A family that needs something new adds a
+/// named field.
 struct BlockSpec {
   std::int64_t width = 0;
   std::int64_t num_heads = 0;
@@ -33,15 +40,15 @@ struct BlockSpec {
   NormPlace norm_place = NormPlace::kAfter;
   double norm_epsilon = 1e-12;
   Activation activation = Activation::kGelu;
-  bool is_gated = false;              ///< feed-forward: act(gate(x)) * up(x)
-  bool has_attention_bias = true;     ///< biases of q, k, v, o
+  bool is_gated = false;           ///< feed-forward: act(gate(x)) * up(x)
+  bool has_attention_bias = true;  ///< biases of q, k, v, o
   bool has_feed_forward_bias = true;
-  double attention_scale = 0;         ///< 0: 1 / sqrt(head_width)
+  double attention_scale = 0;  ///< 0: 1 / sqrt(head_width)
   bool is_causal = false;
   bool has_cross_attention = false;
   double hidden_dropout = 0;
   double attention_dropout = 0;
-  double activation_dropout = 0;      ///< inside the feed-forward
+  double activation_dropout = 0;  ///< inside the feed-forward
 };
 
 /// What a block reads besides its hidden state.
@@ -52,6 +59,9 @@ struct BlockInputs {
 };
 
 /// Tensor -> Tensor at a named place of a block.
+/// After a branch it replaces the branch's output: it reads it after its dropout, and its result joins the residual
+/// (Houlsby et al., ICML 2019). Parallel to the feed-forward it reads what the feed-forward reads (after the norm of a
+/// pre-norm block), and its result is added beside it (He et al., ICLR 2022).
 class Insert {
  public:
   virtual ~Insert() = default;
@@ -66,15 +76,17 @@ class TransformerBlock {
   /// x [B, T, D] -> [B, T, D]
   [[nodiscard]] at::Tensor forward(const at::Tensor& x, const BlockInputs& inputs, const ForwardContext& context) const;
   /// The attention branch with its residual and norm (cross-attention too, where the block has it).
-  [[nodiscard]] at::Tensor attention_part(const at::Tensor& x, const BlockInputs& inputs, const ForwardContext& context) const;
+  [[nodiscard]] at::Tensor attention_part(const at::Tensor& x, const BlockInputs& inputs,
+                                          const ForwardContext& context) const;
   /// The feed-forward branch with its residual and norm.
   [[nodiscard]] at::Tensor feed_forward_part(const at::Tensor& x, const ForwardContext& context) const;
 
-  /// Roles: attention.{query,key,value,output}, attention.norm, cross_attention.*, feed_forward.{up,gate,down,norm}, each with
-  /// .weight and .bias.
+  /// Roles: attention.{query,key,value,output}, attention.norm, cross_attention.*, feed_forward.{up,gate,down,norm},
+  /// each with .weight and .bias.
   void visit_weights(const WeightVisitor& visit);
   /// Every linear by role without ".weight".
   void visit_linears(const std::function<void(const std::string& role, Linear& linear)>& visit);
+  /// Null takes the insert out again.
   void set_insert(InsertPlace place, std::shared_ptr<const Insert> insert);
 
   [[nodiscard]] const BlockSpec& spec() const { return spec_; }
@@ -86,7 +98,14 @@ class TransformerBlock {
     Norm norm;
   };
   [[nodiscard]] at::Tensor attend(const AttentionWeights& weights, const at::Tensor& x, const at::Tensor& memory,
-                                  const at::Tensor& bias, bool is_causal, DropoutSite site, const ForwardContext& context) const;
+                                  const at::Tensor& bias, bool is_causal, DropoutSite site,
+                                  const ForwardContext& context) const;
+  /// x + dropout(branch(x)) with the norm at its place, an insert after the branch, and what runs beside the branch.
+  [[nodiscard]] at::Tensor add_branch(const at::Tensor& x, const Norm& norm,
+                                      const std::function<at::Tensor(const at::Tensor&)>& branch, const Insert* insert,
+                                      DropoutSite site, const ForwardContext& context,
+                                      const at::Tensor* beside = nullptr) const;
+  [[nodiscard]] const Insert* find_insert(InsertPlace place) const;
 
   BlockSpec spec_;
   LayerPlace place_;

@@ -2,8 +2,12 @@
 // A stage slice: a contiguous range of the chain, holding and loading its own weights only.
 #pragma once
 
+#include <cstdint>
+#include <functional>
+#include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "model/backbone.h"
@@ -22,7 +26,8 @@ class Layer {
  public:
   explicit Layer(LayerPlan plan) : plan_(std::move(plan)) {}
   virtual ~Layer() = default;
-  /// Reads and replaces entries of the carry: the embedding sets "hidden" [B, T, D], blocks replace it, the head sets "logits" [B, C].
+  /// Reads and replaces entries of the carry: the embedding sets "hidden" [B, T, D], blocks replace it, the head sets
+  /// "logits" [B, C].
   virtual void forward(Carry& carry, const StageInputs& inputs, const ForwardContext& context) const = 0;
   virtual void visit_weights(const WeightVisitor& visit) = 0;
   virtual void visit_linears(const std::function<void(const std::string& role, Linear& linear)>& visit) = 0;
@@ -40,10 +45,19 @@ struct LayerRange {
   [[nodiscard]] bool contains(int layer) const { return layer >= first && layer < end; }
 };
 
-/// Cuts the chain into one range per stage, none without a block, balanced by blocks; embedding on the first, head on the last.
-/// `first_blocks` (optional, from the user): index of the first block of stages 1, 2, ...
-/// Throws: ConfigError when there are fewer blocks than stages or the cut is not ascending.
-std::vector<LayerRange> plan_stages(const Backbone& backbone, int num_stages, const std::vector<std::int64_t>& first_blocks = {});
+/// An empty layer of that plan: its slots have shapes but no tensors yet.
+std::unique_ptr<Layer> make_layer(const LayerPlan& plan);
+
+/// Every weight of the whole chain from the plan alone, in chain order; nothing is loaded.
+void visit_planned_weights(const Backbone& backbone,
+                           const std::function<void(const LayerPlan& layer, const std::string& role,
+                                                    const std::vector<std::int64_t>& shape)>& visit);
+
+/// Cuts the chain into one range per stage, none without a block, balanced by blocks; embedding on the first, head on
+/// the last. `first_blocks` (optional, from the user): index of the first block of stages 1, 2, ... Throws: ConfigError
+/// when there are fewer blocks than stages or the cut is not ascending.
+std::vector<LayerRange> plan_stages(const Backbone& backbone, int num_stages,
+                                    const std::vector<std::int64_t>& first_blocks = {});
 
 struct SliceOptions {
   at::ScalarType compute_type = at::kFloat;
@@ -51,14 +65,37 @@ struct SliceOptions {
   std::uint64_t seed = 0;  ///< of head weights that the folder does not have
 };
 
+/// Bytes of mapped weights in use, counted with the allocator (common/counting_allocator.h) while this lives.
+class MappedBytes {
+ public:
+  MappedBytes() = default;
+  MappedBytes(MappedBytes&& other) noexcept : views_(std::exchange(other.views_, {})) {}
+  MappedBytes& operator=(MappedBytes&& other) noexcept {
+    std::swap(views_, other.views_);
+    return *this;
+  }
+  ~MappedBytes();
+  void add(const at::Tensor& view);
+  /// Nothing happens unless `view` was added.
+  void remove(const at::Tensor& view);
+
+ private:
+  std::map<const void*, std::int64_t> views_;  // address -> bytes; a tied weight counts once
+};
+
 class StageSlice {
  public:
-  /// Builds the layers of `range` and fills them: fp32-on-CPU weights stay views of the mapped file, others are converted.
-  /// Head weights absent from the folder start as N(0, initializer_range^2), biases 0, drawn by canonical name.
-  /// Throws: ConfigError naming every needed tensor that is missing or has another shape.
+  /// Builds the layers of `range` and fills them: fp32-on-CPU weights stay views of the mapped file, others are
+  /// converted. Head weights are fp32 always; absent from the folder they start as N(0, initializer_range^2), biases 0,
+  /// drawn by canonical name. Throws: ConfigError naming every needed tensor that is missing or has another shape.
   StageSlice(const Backbone& backbone, LayerRange range, const WeightSource& weights, const SliceOptions& options);
 
+  /// Checks one micro-batch, moves it to the device and makes what every layer reads.
+  /// Requires: `tensors` on the host. Throws: ConfigError for ids, types or lengths that the model does not have.
   [[nodiscard]] StageInputs prepare(NamedTensors tensors) const;
+  /// Replaces a slot of this slice by an owned fp32 leaf that requires grad. Mapped weights are read-only: whoever
+  /// trains one must take it through here, which also ends the counting of its mapped bytes.
+  void make_trainable(at::Tensor& slot);
   [[nodiscard]] const std::vector<std::unique_ptr<Layer>>& layers() const { return layers_; }
   [[nodiscard]] const Backbone& backbone() const { return backbone_; }
   [[nodiscard]] LayerRange range() const { return range_; }
@@ -73,6 +110,7 @@ class StageSlice {
   Backbone backbone_;
   LayerRange range_;
   SliceOptions options_;
+  MappedBytes mapped_;
   std::vector<std::unique_ptr<Layer>> layers_;
 };
 

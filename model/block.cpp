@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+// B batch, T query tokens, S key tokens, D width, H heads, G key/value heads, W head width
+#include "model/block.h"
+
+#include <ATen/ATen.h>
+#include <spdlog/fmt/fmt.h>
+
+#include <cmath>
+#include <utility>
+
+#include "common/error.h"
+#include "model/attention.h"
+#include "model/dropout.h"
+
+namespace espalier::model {
+
+namespace {
+
+/// [B, S, G*W] -> [B, H, S, W], a view unless key/value heads are shared.
+at::Tensor split_heads(const at::Tensor& x, std::int64_t num_stored, std::int64_t num_heads) {
+  const auto heads = x.unflatten(-1, {num_stored, -1}).transpose(1, 2);  // [B, G, S, W]
+  if (num_stored == num_heads) return heads;
+  const auto repeats = num_heads / num_stored;
+  return heads.unsqueeze(2).expand({-1, -1, repeats, -1, -1}).flatten(1, 2);
+}
+
+}  // namespace
+
+Activation activation_from(const std::string& hugging_face_name) {
+  static const std::map<std::string, Activation> known = {
+      {"gelu", Activation::kGelu},          {"gelu_python", Activation::kGelu},
+      {"gelu_new", Activation::kGeluTanh},  {"gelu_pytorch_tanh", Activation::kGeluTanh},
+      {"gelu_fast", Activation::kGeluTanh}, {"quick_gelu", Activation::kQuickGelu},
+      {"relu", Activation::kRelu},          {"silu", Activation::kSilu},
+      {"swish", Activation::kSilu},
+  };
+  const auto found = known.find(hugging_face_name);
+  if (found != known.end()) return found->second;
+  std::string names;
+  for (const auto& [name, activation] : known) names += (names.empty() ? "" : ", ") + name;
+  throw ConfigError(fmt::format("activation: expected one of {}; found \"{}\"", names, hugging_face_name));
+}
+
+at::Tensor activate(const at::Tensor& x, Activation activation) {
+  switch (activation) {
+    case Activation::kGelu:
+      return at::gelu(x, "none");
+    case Activation::kGeluTanh:
+      return at::gelu(x, "tanh");
+    case Activation::kQuickGelu:
+      return x * at::sigmoid(1.702 * x);
+    case Activation::kRelu:
+      return at::relu(x);
+    case Activation::kSilu:
+      return at::silu(x);
+  }
+  throw InternalError("activate: unknown activation");
+}
+
+TransformerBlock::TransformerBlock(BlockSpec spec, LayerPlace place) : spec_(spec), place_(place) {
+  const auto make_norm = [this] { return Norm{spec_.norm_kind, spec_.norm_epsilon, spec_.width, {}, {}}; };
+  const auto make_attention = [&] {
+    const auto inner = spec_.num_heads * spec_.head_width;
+    const auto shared_inner = spec_.num_key_value_heads * spec_.head_width;
+    const bool has_bias = spec_.has_attention_bias;
+    return AttentionWeights{Linear(spec_.width, inner, has_bias), Linear(spec_.width, shared_inner, has_bias),
+                            Linear(spec_.width, shared_inner, has_bias), Linear(inner, spec_.width, has_bias),
+                            make_norm()};
+  };
+  attention_ = make_attention();
+  if (spec_.has_cross_attention) cross_attention_ = std::make_unique<AttentionWeights>(make_attention());
+  up_ = Linear(spec_.width, spec_.feed_forward_width, spec_.has_feed_forward_bias);
+  if (spec_.is_gated) gate_ = Linear(spec_.width, spec_.feed_forward_width, spec_.has_feed_forward_bias);
+  down_ = Linear(spec_.feed_forward_width, spec_.width, spec_.has_feed_forward_bias);
+  feed_forward_norm_ = make_norm();
+}
+
+at::Tensor TransformerBlock::forward(const at::Tensor& x, const BlockInputs& inputs,
+                                     const ForwardContext& context) const {
+  return feed_forward_part(attention_part(x, inputs, context), context);
+}
+
+at::Tensor TransformerBlock::attention_part(const at::Tensor& x, const BlockInputs& inputs,
+                                            const ForwardContext& context) const {
+  const auto self_branch = [&](const at::Tensor& normed) {
+    return attend(attention_, normed, normed, inputs.attention_bias, spec_.is_causal, DropoutSite::kAttentionWeights,
+                  context);
+  };
+  const auto y = add_branch(x, attention_.norm, self_branch, find_insert(InsertPlace::kAfterAttention),
+                            DropoutSite::kAttentionOutput, context);
+  if (!cross_attention_) return y;
+  const auto cross_branch = [&](const at::Tensor& normed) {
+    return attend(*cross_attention_, normed, inputs.memory, inputs.memory_bias, /*is_causal=*/false,
+                  DropoutSite::kCrossAttentionWeights, context);
+  };
+  return add_branch(y, cross_attention_->norm, cross_branch, nullptr, DropoutSite::kCrossAttentionOutput, context);
+}
+
+at::Tensor TransformerBlock::feed_forward_part(const at::Tensor& x, const ForwardContext& context) const {
+  const auto* parallel = find_insert(InsertPlace::kParallelToFeedForward);
+  at::Tensor beside;
+  const auto branch = [&](const at::Tensor& normed) {
+    if (parallel) beside = parallel->forward(normed, context);
+    auto inner = spec_.is_gated
+                     ? activate(gate_.forward(normed, context), spec_.activation) * up_.forward(normed, context)
+                     : activate(up_.forward(normed, context), spec_.activation);
+    if (context.is_training && spec_.activation_dropout > 0) {
+      inner = dropout(inner, spec_.activation_dropout, dropout_key(context, place_, DropoutSite::kFeedForwardInner));
+    }
+    return down_.forward(inner, context);
+  };
+  return add_branch(x, feed_forward_norm_, branch, find_insert(InsertPlace::kAfterFeedForward),
+                    DropoutSite::kFeedForwardOutput, context, &beside);
+}
+
+at::Tensor TransformerBlock::add_branch(const at::Tensor& x, const Norm& norm,
+                                        const std::function<at::Tensor(const at::Tensor&)>& branch,
+                                        const Insert* insert, DropoutSite site, const ForwardContext& context,
+                                        const at::Tensor* beside) const {
+  const bool is_pre_norm = spec_.norm_place == NormPlace::kBefore;
+  const auto output = branch(is_pre_norm ? norm.forward(x) : x);
+  const double probability = context.is_training ? spec_.hidden_dropout : 0;
+  const auto key = dropout_key(context, place_, site);
+  auto sum = insert ? x + insert->forward(dropout(output, probability, key), context)
+                    : dropout_add(output, x, probability, key);
+  if (beside && beside->defined()) sum = sum + *beside;
+  return is_pre_norm ? sum : norm.forward(sum);
+}
+
+at::Tensor TransformerBlock::attend(const AttentionWeights& weights, const at::Tensor& x, const at::Tensor& memory,
+                                    const at::Tensor& bias, bool is_causal, DropoutSite site,
+                                    const ForwardContext& context) const {
+  const auto shared = spec_.num_key_value_heads;
+  const auto q = split_heads(weights.query.forward(x, context), spec_.num_heads, spec_.num_heads);  // [B, H, T, W]
+  const auto k = split_heads(weights.key.forward(memory, context), shared, spec_.num_heads);        // [B, H, S, W]
+  const auto v = split_heads(weights.value.forward(memory, context), shared, spec_.num_heads);      // [B, H, S, W]
+  AttentionOptions options;
+  options.scale =
+      spec_.attention_scale != 0 ? spec_.attention_scale : 1.0 / std::sqrt(static_cast<double>(spec_.head_width));
+  options.is_causal = is_causal;
+  options.dropout = context.is_training ? spec_.attention_dropout : 0;
+  options.dropout_key = dropout_key(context, place_, site);
+  const auto mixed = attention(q, k, v, bias, options).transpose(1, 2).flatten(2);  // [B, T, H*W]
+  return weights.output.forward(mixed, context);
+}
+
+const Insert* TransformerBlock::find_insert(InsertPlace place) const {
+  const auto found = inserts_.find(place);
+  return found == inserts_.end() ? nullptr : found->second.get();
+}
+
+void TransformerBlock::visit_weights(const WeightVisitor& visit) {
+  visit_linears([&](const std::string& role, Linear& linear) { model::visit_weights(role, linear, visit); });
+  model::visit_weights("attention.norm", attention_.norm, visit);
+  if (cross_attention_) model::visit_weights("cross_attention.norm", cross_attention_->norm, visit);
+  model::visit_weights("feed_forward.norm", feed_forward_norm_, visit);
+}
+
+void TransformerBlock::visit_linears(const std::function<void(const std::string& role, Linear& linear)>& visit) {
+  const auto visit_attention = [&](const std::string& role, AttentionWeights& weights) {
+    visit(role + ".query", weights.query);
+    visit(role + ".key", weights.key);
+    visit(role + ".value", weights.value);
+    visit(role + ".output", weights.output);
+  };
+  visit_attention("attention", attention_);
+  if (cross_attention_) visit_attention("cross_attention", *cross_attention_);
+  visit("feed_forward.up", up_);
+  if (spec_.is_gated) visit("feed_forward.gate", gate_);
+  visit("feed_forward.down", down_);
+}
+
+void TransformerBlock::set_insert(InsertPlace place, std::shared_ptr<const Insert> insert) {
+  inserts_[place] = std::move(insert);
+}
+
+}  // namespace espalier::model

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/weight_loader.h"
+
+#include <ATen/ATen.h>
+#include <spdlog/fmt/fmt.h>
+#include <spdlog/fmt/ranges.h>
+
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
+#include "common/error.h"
+#include "common/log.h"
+#include "model/initial.h"
+
+namespace espalier::model {
+
+namespace {
+
+/// The shape a role sees of a stored tensor of shape `stored_shape`.
+std::vector<std::int64_t> shape_as_used(const StoredWeight& stored, std::vector<std::int64_t> stored_shape) {
+  if (stored.is_transposed) std::reverse(stored_shape.begin(), stored_shape.end());
+  if (stored.slice_end > 0 && !stored_shape.empty() && stored.slice_end <= stored_shape[0]) {
+    stored_shape[0] = stored.slice_end - stored.slice_begin;
+  }
+  return stored_shape;
+}
+
+at::Tensor as_used(const StoredWeight& stored, at::Tensor tensor) {
+  if (stored.is_transposed) tensor = tensor.t();
+  return stored.slice_end > 0 ? tensor.narrow(0, stored.slice_begin, stored.slice_end - stored.slice_begin) : tensor;
+}
+
+}  // namespace
+
+void WeightLoader::load(Layer& layer) {
+  const auto& plan = layer.plan();
+  if (plan.kind == LayerKind::kHead) {
+    layer.visit_linears([&](const std::string& role, Linear& linear) { load_head_linear(plan, role, linear); });
+    return;
+  }
+  layer.visit_weights([&](const std::string& role, at::Tensor& slot, const std::vector<std::int64_t>& shape) {
+    load_slot(plan, role, shape, options_.compute_type, slot);
+  });
+}
+
+void WeightLoader::load_slot(const LayerPlan& plan, const std::string& role, const std::vector<std::int64_t>& shape,
+                             at::ScalarType type, at::Tensor& slot) {
+  const auto stored = backbone_.family->stored_weight(plan, role);
+  const auto present = present_names(plan, role);
+  if (present.empty()) {
+    problems_.push_back(
+        fmt::format("{}.{}: missing; expected a tensor named {}", plan.name, role, fmt::join(stored.names, " or ")));
+    return;
+  }
+  if (present.size() > 1) {
+    problems_.push_back(
+        fmt::format("{}.{}: expected one of these tensors; found {}", plan.name, role, fmt::join(present, " and ")));
+    return;
+  }
+  const auto& name = present.front();
+  const auto stored_shape = source_.shape(name);
+  if (shape_as_used(stored, stored_shape) != shape) {
+    problems_.push_back(fmt::format("{}: expected shape [{}]{}; found [{}]", name, fmt::join(shape, ", "),
+                                    stored.is_transposed || stored.slice_end > 0 ? " of the used part" : "",
+                                    fmt::join(stored_shape, ", ")));
+    return;
+  }
+  const auto view = source_.get(name);
+  if (!view.is_floating_point()) {
+    problems_.push_back(
+        fmt::format("{}: expected floating-point numbers; found {}", name, c10::toString(view.scalar_type())));
+    return;
+  }
+  const auto used = as_used(stored, view);
+  slot = used.to(options_.device, type);
+  if (!slot.is_alias_of(used)) {
+    source_.drop_pages(name);
+  } else if (slot.storage().allocator() == nullptr) {  // a view of the file: what was allocated has an allocator
+    mapped_.add(slot);
+  }
+}
+
+void WeightLoader::load_head_linear(const LayerPlan& plan, const std::string& role, Linear& linear) {
+  const bool is_stored = is_stored_for_head(plan, role, linear);
+  visit_weights(
+      role, linear, [&](const std::string& weight_role, at::Tensor& slot, const std::vector<std::int64_t>& shape) {
+        if (is_stored) return load_slot(plan, weight_role, shape, at::kFloat, slot);
+        const double deviation = weight_role.ends_with(".weight") ? plan.head->initializer_range : 0;
+        const auto initial = deviation > 0
+                                 ? normal_by_name(shape, deviation, options_.seed, plan.name + "." + weight_role)
+                                 : at::zeros(shape, at::kFloat);
+        slot = initial.to(options_.device);
+      });
+}
+
+bool WeightLoader::is_stored_for_head(const LayerPlan& plan, const std::string& role, const Linear& linear) const {
+  const auto weights = present_names(plan, role + ".weight");
+  if (weights.empty() && present_names(plan, role + ".bias").empty()) {
+    log_info("model", "{}.{}: not in {}; starts fresh", plan.name, role, backbone_.folder.string());
+    return false;
+  }
+  if (role != "classifier" || weights.empty()) return true;
+  const auto shape = source_.shape(weights.front());
+  if (!shape.empty() && shape.front() == linear.out_features) return true;
+  log_info("model", "{}.{}: {} has it for {} labels, {} are wanted; starts fresh", plan.name, role,
+           backbone_.folder.string(), shape.empty() ? 0 : shape.front(), linear.out_features);
+  return false;
+}
+
+std::vector<std::string> WeightLoader::present_names(const LayerPlan& plan, const std::string& role) const {
+  const auto stored = backbone_.family->stored_weight(plan, role);
+  std::vector<std::string> present;
+  std::copy_if(stored.names.begin(), stored.names.end(), std::back_inserter(present),
+               [this](const std::string& name) { return source_.contains(name); });
+  return present;
+}
+
+void WeightLoader::check() const {
+  if (problems_.empty()) return;
+  throw ConfigError(
+      fmt::format("{}: {} of the needed tensors cannot be used (is config.json of the same model?):\n  {}",
+                  backbone_.folder.string(), problems_.size(), fmt::join(problems_, "\n  ")));
+}
+
+}  // namespace espalier::model

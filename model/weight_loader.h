@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// Fills the slots of layers from the stored tensors of a folder, and collects everything that is wrong, so that one
+// error names it all.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "model/slice.h"
+
+namespace espalier::model {
+
+class WeightLoader {
+ public:
+  /// Owns: nothing; all arguments must outlive the loader.
+  WeightLoader(const Backbone& backbone, const WeightSource& source, const SliceOptions& options, MappedBytes& mapped)
+      : backbone_(backbone), source_(source), options_(options), mapped_(mapped) {}
+
+  /// Fills every slot of `layer`.
+  void load(Layer& layer);
+  /// Throws: ConfigError naming every tensor that load() found missing, doubled, or of another shape or type.
+  void check() const;
+
+ private:
+  void load_slot(const LayerPlan& plan, const std::string& role, const std::vector<std::int64_t>& shape,
+                 at::ScalarType type, at::Tensor& slot);
+  /// A head's linear is drawn by canonical name where the folder lacks it or has it for another number of labels.
+  void load_head_linear(const LayerPlan& plan, const std::string& role, Linear& linear);
+  [[nodiscard]] bool is_stored_for_head(const LayerPlan& plan, const std::string& role, const Linear& linear) const;
+  [[nodiscard]] std::vector<std::string> present_names(const LayerPlan& plan, const std::string& role) const;
+
+  const Backbone& backbone_;
+  const WeightSource& source_;
+  const SliceOptions& options_;
+  MappedBytes& mapped_;
+  std::vector<std::string> problems_;
+};
+
+}  // namespace espalier::model
