@@ -1,2 +1,249 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "checkpoint/store.h"
+
+#include <ATen/ATen.h>
+#include <spdlog/fmt/fmt.h>
+
+#include <algorithm>
+#include <optional>
+#include <set>
+
+#include "checkpoint/loaded.h"
+#include "checkpoint/publish.h"
+#include "common/digest.h"
+#include "common/durable_file.h"
+#include "common/error.h"
+#include "common/log.h"
+#include "dist/agree.h"
+
+namespace fs = std::filesystem;
+
+namespace espalier::checkpoint {
+namespace {
+
+std::string folder_name(std::int64_t step) {
+  return fmt::format("step_{:08d}", step);
+}
+
+/// The step whose folder is called so, if any.
+std::optional<std::int64_t> step_of(const std::string& name) {
+  constexpr std::string_view kPrefix = "step_";
+  constexpr std::size_t kMaxDigits = 18;  // stays within 63 bits
+  if (!name.starts_with(kPrefix)) return std::nullopt;
+  const std::string digits = name.substr(kPrefix.size());
+  if (digits.empty() || digits.size() > kMaxDigits || digits.find_first_not_of("0123456789") != std::string::npos) {
+    return std::nullopt;
+  }
+  const std::int64_t step = std::stoll(digits);
+  return folder_name(step) == name ? std::optional(step) : std::nullopt;
+}
+
+std::vector<std::string> names_in(const fs::path& root) {
+  std::vector<std::string> names;
+  std::error_code error;
+  for (fs::directory_iterator entry(root, error), end; !error && entry != end; entry.increment(error)) {
+    names.push_back(entry->path().filename().string());
+  }
+  if (error) throw IoError(fmt::format("{}: cannot be listed: {}", root.string(), error.message()));
+  return names;
+}
+
+/// Every step's folder whose publishing or removal a killed run did not finish.
+void settle_all_leftovers(const fs::path& root) {
+  std::set<fs::path> folders;
+  for (const fs::path name : names_in(root)) {
+    if (!name.has_extension() || !step_of(name.stem().string())) continue;
+    if (name.extension() == ".tmp" || name.extension() == ".replaced") folders.insert(root / name.stem());
+  }
+  for (const fs::path& folder : folders) settle_leftovers(folder);
+}
+
+/// The text of the failure of `action`, empty if there was none.
+template <typename Action>
+std::string failure_of(const Action& action) {
+  try {
+    action();
+    return {};
+  } catch (const std::exception& error) {
+    const std::string text = error.what();
+    return text.empty() ? "an exception without text" : text;
+  }
+}
+
+/// Runs `action` on every rank. Collective: every rank.  Throws: IoError on every rank when it failed on any.
+template <typename Action>
+void together(dist::Communicator& control, const char* what, const Action& action) {
+  dist::require_all(control, failure_of(action), static_cast<int>(ExitCode::kStorage), what);
+}
+
+}  // namespace
+
+CheckpointStore::CheckpointStore(fs::path root, dist::Communicator& control, int keep)
+    : root_(std::move(root)), control_(control), keep_(keep) {
+  std::error_code error;
+  const bool is_new = fs::create_directories(root_, error);
+  if (error || !fs::is_directory(root_, error)) {
+    throw IoError(fmt::format("{}: the folder for checkpoints cannot be made: {}", root_.string(),
+                              error ? error.message() : "there is a file of this name"));
+  }
+  if (is_new) fsync_folder(fs::absolute(root_).parent_path());
+}
+
+fs::path CheckpointStore::folder_of(std::int64_t step) const {
+  return root_ / folder_name(step);
+}
+
+void CheckpointStore::before(std::string_view action, const fs::path& path) const {
+  if (fault_hook_) fault_hook_(action, path);
+}
+
+fs::path CheckpointStore::save(std::int64_t step, const NamedTensors& tensors, const nlohmann::json& state) {
+  const fs::path folder = folder_of(step);
+  const fs::path temporary = temporary_of(folder);
+  const bool leads = control_.rank() == 0;
+  try {
+    together(control_, "making the checkpoint's folder", [&] {
+      if (!leads) return;
+      before("prepare", temporary);
+      settle_all_leftovers(root_);
+      fs::create_directory(temporary);
+    });
+    std::string part;
+    together(control_, "writing the checkpoint", [&] { part = write_own_file(temporary, tensors); });
+    std::vector<std::string> parts;
+    for (int rank = 0; rank < control_.num_ranks(); ++rank) parts.push_back(dist::broadcast_text(control_, part, rank));
+    together(control_, "committing the checkpoint", [&] {
+      if (leads) commit(step, parts, state);
+    });
+  } catch (const Error&) {
+    std::error_code ignored;  // the first failure is the one to report; the next save tries again
+    if (leads) fs::remove_all(temporary, ignored);
+    throw;
+  }
+  log_info("checkpoint", "saved {}", folder.string());
+  return folder;
+}
+
+std::string CheckpointStore::write_own_file(const fs::path& temporary, const NamedTensors& tensors) const {
+  Manifest part;
+  if (!tensors.empty()) {
+    if (!fs::is_directory(temporary)) {
+      throw IoError(fmt::format(
+          "{}: rank 0 made this folder, this rank does not see it; checkpoints need a folder that all ranks share",
+          temporary.string()));
+    }
+    const std::string name = fmt::format("rank_{:04d}.h5", control_.rank());
+    const fs::path file = temporary / name;
+    before("write", file);
+    part.tensors = write_tensor_file(file, tensors);
+    before("sync", file);
+    fsync_file(file);
+    fsync_folder(temporary);
+    part.files[name] = {static_cast<std::int64_t>(fs::file_size(file)), digest_of_file(file)};
+  }
+  return to_json(part).dump();
+}
+
+void CheckpointStore::commit(std::int64_t step, const std::vector<std::string>& parts,
+                             const nlohmann::json& state) const {
+  const fs::path folder = folder_of(step);
+  const fs::path temporary = temporary_of(folder);
+  const fs::path manifest_file = temporary / kManifestName;
+  Manifest manifest;
+  manifest.step = step;
+  manifest.state = state;
+  for (const std::string& part : parts) merge(manifest, nlohmann::json::parse(part), manifest_file);
+  for (const auto& [name, entry] : manifest.files) {
+    std::error_code error;
+    const auto bytes = fs::file_size(temporary / name, error);
+    if (error || static_cast<std::int64_t>(bytes) != entry.bytes) {
+      throw IoError(
+          fmt::format("{}: its rank wrote {} bytes, rank 0 finds {}; checkpoints need a folder that all ranks share",
+                      (temporary / name).string(), entry.bytes, error ? error.message() : fmt::to_string(bytes)));
+    }
+  }
+  before("manifest", manifest_file);
+  write_file_durably(manifest_file, to_text(manifest));
+  before("commit", folder);
+  publish_folder(folder);
+  const std::string failure = failure_of([&] { prune(step); });
+  if (!failure.empty()) log_warning("checkpoint", "{} is saved, but older ones stay: {}", folder.string(), failure);
+}
+
+void CheckpointStore::prune(std::int64_t newest_step) const {
+  if (keep_ <= 0) return;
+  std::vector<std::int64_t> candidates = steps();
+  // Later steps are another branch of the run, which was left by resuming before it: not ours to count or remove.
+  std::erase_if(candidates, [&](std::int64_t step) { return step > newest_step; });
+  for (std::size_t i = 0; i + static_cast<std::size_t>(keep_) < candidates.size(); ++i) {
+    before("prune", folder_of(candidates[i]));
+    remove_published_folder(folder_of(candidates[i]));
+  }
+}
+
+std::vector<std::int64_t> CheckpointStore::steps() const {
+  std::vector<std::int64_t> steps;
+  for (const std::string& name : names_in(root_)) {
+    const auto step = step_of(name);
+    if (step && fs::exists(root_ / name / kManifestName)) steps.push_back(*step);
+  }
+  std::sort(steps.begin(), steps.end());
+  return steps;
+}
+
+Manifest CheckpointStore::verify_over_ranks(std::int64_t step) const {
+  const fs::path folder = folder_of(step);
+  const fs::path manifest_file = folder / kManifestName;
+  // Rank 0 reads the manifest for all, so that they judge the same bytes; each file is hashed by one rank.
+  std::string text;
+  together(control_, "reading a checkpoint's manifest", [&] {
+    if (control_.rank() == 0) text = read_file(manifest_file);
+  });
+  text = dist::broadcast_text(control_, text);
+  Manifest manifest;
+  together(control_, "verifying a checkpoint", [&] {
+    manifest = parse_manifest(text, manifest_file);
+    if (manifest.step != step) {
+      throw IoError(fmt::format("{}: expected step {}, found {}", manifest_file.string(), step, manifest.step));
+    }
+    int index = 0;
+    for (const auto& [name, entry] : manifest.files) {
+      if (index++ % control_.num_ranks() == control_.rank()) verify_file(folder, name, entry);
+    }
+  });
+  return manifest;
+}
+
+std::unique_ptr<LoadedCheckpoint> CheckpointStore::load_latest() {
+  std::string listed;
+  together(control_, "listing the checkpoints", [&] {
+    if (control_.rank() != 0) return;
+    const std::string leftover = failure_of([&] { settle_all_leftovers(root_); });
+    if (!leftover.empty()) log_warning("checkpoint", "leftovers of a killed save stay: {}", leftover);
+    listed = nlohmann::json(steps()).dump();
+  });
+  const auto candidates =
+      nlohmann::json::parse(dist::broadcast_text(control_, listed)).get<std::vector<std::int64_t>>();
+  std::string problems;
+  for (auto step = candidates.rbegin(); step != candidates.rend(); ++step) {
+    try {
+      return load(*step);
+    } catch (const IoError& error) {  // thrown on every rank or on none
+      if (control_.rank() == 0) log_warning("checkpoint", "passed over a damaged checkpoint: {}", error.what());
+      problems += fmt::format("\n  {}", error.what());
+    }
+  }
+  together(control_, "finding a checkpoint to resume from", [&] {
+    if (!problems.empty()) {
+      throw IoError(fmt::format("{}: expected a good one among {}, found none; move them away to start anew:{}",
+                                root_.string(), candidates.size(), problems));
+    }
+  });
+  return nullptr;
+}
+
+std::unique_ptr<LoadedCheckpoint> CheckpointStore::load(std::int64_t step) {
+  return make_loaded(folder_of(step), verify_over_ranks(step));
+}
+
+}  // namespace espalier::checkpoint

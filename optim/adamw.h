@@ -31,8 +31,8 @@ struct OptimizerConfig {
 void describe(OptionTable& table, OptimizerConfig& config);
 
 /// Learning rate of optimizer step `step` (from 0) of `num_steps`, as `transformers` schedules it: with W warm-up
-/// steps, learning_rate * step / W below W (so step 0 moves nothing), then down to 0 at `num_steps`. Pure. Throws:
-/// ConfigError for an unknown schedule.
+/// steps, learning_rate * step / W below W (so step 0 moves nothing), then down to 0 at `num_steps`. Pure.
+/// Throws: ConfigError for an unknown schedule.
 double learning_rate_at(const OptimizerConfig& config, std::int64_t step, std::int64_t num_steps);
 
 struct Parameter {
@@ -43,7 +43,9 @@ struct Parameter {
 
 class AdamW {
  public:
-  /// Owns: keeps the parameters' tensors; moments start at zero on the same device.  Requires: one device for all.
+  /// Moments start at zero on the parameters' device.
+  /// Owns: shares the parameters' tensors and updates them in place.
+  /// Requires: fp32, contiguous, one device for all.
   AdamW(const OptimizerConfig& config, std::vector<Parameter> parameters);
   /// One update; gradients in the order of the parameters, all defined, fp32.
   /// Stream: runs on the current stream of the parameters' device.
@@ -76,7 +78,8 @@ std::vector<double> squared_norms(const std::vector<at::Tensor>& gradients);
 /// sqrt of the sum in the given order.
 double combine_norm(const std::vector<double>& squared);
 /// Multiplies all gradients in place by clip / norm when norm > clip; returns the factor (1 if unclipped; clip 0 never
-/// clips). Requires: a finite norm; the caller stops the run before on one that is not.
+/// clips).
+/// Requires: a finite norm; the caller stops the run before on one that is not.
 double clip_by_norm(std::vector<at::Tensor>& gradients, double norm, double clip);
 
 }  // namespace espalier::optim
