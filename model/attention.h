@@ -11,17 +11,22 @@ namespace espalier::model {
 // B batch, H heads, L query tokens, S key tokens, W head width
 struct AttentionOptions {
   double scale = 1.0;
-  bool is_causal = false;
-  double dropout = 0.0;       ///< on the attention weights
+  bool is_causal = false;         ///< query l sees keys 0 ... l
+  double dropout = 0.0;           ///< on the attention weights
   std::uint64_t dropout_key = 0;  ///< element index = index in the contiguous [B, H, L, S] weights
 };
 
-/// softmax(scale * q k^T + bias) v, with dropout on the weights. q [B,H,L,W], k and v [B,H,S,W] (any strides);
-/// bias undefined or broadcastable to [B,H,L,S], float, -inf masks. Returns [B,H,L,W]; the memory layout may be [B,L,H,W].
-/// A query row whose keys are all masked gives zeros, never NaN.
-/// Takes at::scaled_dot_product_attention where that keeps no scores; otherwise (dropout, a bias that needs a gradient) an own
-/// autograd function that keeps q, k, v, the output and one log-sum-exp per row, and recomputes (Dao et al., FlashAttention,
-/// NeurIPS 2022, section 3.1: softmax statistics instead of the matrix).
+/// softmax(scale * q k^T + bias) v, with dropout on the weights. q [B,H,L,W], k and v [B,H,S,W] (any strides, one
+/// dtype); bias undefined or broadcastable to [B,H,L,S], float. Returns [B,H,L,W] whose memory is [B,L,H,W]:
+/// out.transpose(1, 2) is contiguous. Only a bias of -infinity hides a key; a finite one, however low, is a number like
+/// any other (rows of it alone come out uniform). A query row whose keys are all hidden gives zeros and zero gradients,
+/// never NaN.
+///
+/// On the CPU (float, bfloat16, half) an own kernel; elsewhere at::scaled_dot_product_attention where that keeps no
+/// scores, and where it would (dropout, a bias that needs a gradient) the same recomputation in ATen operations, piece
+/// by piece. What is kept is q, k, v, the bias and one log-sum-exp per row (Dao et al., FlashAttention, NeurIPS 2022,
+/// section 3.1), not even the output. On the CPU the result does not depend on the number of threads, nor on whether
+/// gradients are wanted. Once differentiable.
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& bias,
                      const AttentionOptions& options);
 
