@@ -173,7 +173,7 @@ void OptionTable::read_text(std::string_view text, const std::string& name) {
       throw ConfigError(fmt::format("{}: expected \"key = value\", found \"{}\"", origin, line));
     }
     const std::string leaf(detail::trimmed(line.substr(0, equals)));
-    const std::string key = section.empty() ? leaf : section + "." + leaf;
+    const std::string key = section.empty() ? leaf : fmt::format("{}.{}", section, leaf);
     Option& option = lookup(key, origin);
     if (!seen.insert(key).second) {
       throw ConfigError(fmt::format("{}: expected each option once, found {} again after {}; remove one of the two",
