@@ -29,7 +29,8 @@ struct DatasetInfo {
   std::int64_t pad_token_id = 0;
   std::int64_t vocab_size = 0;
   std::string tokenizer_digest, source_digest;
-  std::string content_digest;  ///< XXH3-128 of the file, for checkpoints
+  std::string content_digest;   ///< XXH3-128 of the file, for checkpoints
+  std::int64_t max_length = 0;  ///< the truncation that prepare.py applied
 };
 
 /// One split, wholly in memory as ragged arrays (ids are int32: 8,000 snippets are 1 MB).
@@ -39,10 +40,12 @@ class Split {
   virtual ~Split() = default;
   [[nodiscard]] virtual const std::string& name() const = 0;
   [[nodiscard]] virtual std::int64_t num_rows() const = 0;
-  /// Tokens of a row before truncation.
+  /// Tokens of a row as the file has it.
   [[nodiscard]] virtual std::int64_t length(std::int64_t row) const = 0;
-  /// Rows in the given order, truncated to `max_length`, padded on the right to the longest of them rounded up to `pad_multiple`,
-  /// or to `fixed_length` if that is not 0.
+  /// Rows in the given order, cut to their first `max_length` tokens, padded on the right to the longest of them
+  /// rounded up to `pad_multiple`, or to `fixed_length` if that is not 0. token_type_ids are there if the file has
+  /// them. Requires: rows is not empty, every row in [0, num_rows()), max_length and pad_multiple above 0. Throws:
+  /// ConfigError if a row does not fit into `fixed_length`.
   [[nodiscard]] virtual NamedTensors collate(const std::vector<std::int64_t>& rows, std::int64_t max_length,
                                              std::int64_t pad_multiple, std::int64_t fixed_length) const = 0;
 };

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which rows make up which global batch: a pure function of (seed, epoch, position). Nothing is ever skipped through or saved; a
-// resumed run asks for the step it stopped at.
+// Which rows make up which global batch: a pure function of (seed, epoch, position). Nothing is ever skipped through or
+// saved; a resumed run asks for the step it stopped at.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -15,10 +16,10 @@ namespace espalier::data {
 struct DataConfig {
   std::string path;
   std::int64_t global_batch_size = 32;
-  std::int64_t micro_batch_size = 0;   ///< 0: the global batch
+  std::int64_t micro_batch_size = 0;  ///< 0: the global batch
   std::int64_t max_length = 512;
   std::int64_t pad_multiple = 8;
-  std::int64_t fixed_length = 0;       ///< 0: the longest row of the micro-batch
+  std::int64_t fixed_length = 0;  ///< 0: the longest row of the micro-batch
   bool shuffle = true;
   bool group_by_length = false;
 };
@@ -32,24 +33,30 @@ struct GlobalBatch {
   std::vector<std::vector<std::int64_t>> micro_batches;  ///< the last may be shorter; none is empty
 };
 
+/// Copies are cheap and give the same batches.
 /// Thread: const methods are safe.
 class Sampler {
  public:
-  /// `length_of(row)` is asked only with group_by_length. Requires: num_rows > 0.
-  Sampler(std::int64_t num_rows, std::uint64_t seed, const DataConfig& config, std::function<std::int64_t(std::int64_t)> length_of);
+  /// `length_of(row)` is asked only with group_by_length; it must be pure and safe to call from any thread.
+  /// Throws: ConfigError for sizes that contradict each other, or no rows.
+  Sampler(std::int64_t num_rows, std::uint64_t seed, const DataConfig& config,
+          std::function<std::int64_t(std::int64_t)> length_of);
   /// The last batch of an epoch may be smaller: every row is seen once an epoch.
   [[nodiscard]] std::int64_t steps_per_epoch() const;
   /// The batch of optimizer step `step`, counted from 0 over all epochs.
   [[nodiscard]] GlobalBatch batch(std::int64_t step) const;
 
  private:
-  [[nodiscard]] const std::vector<std::int64_t>& permutation(std::int64_t epoch) const;
+  struct Cache;
+  using RowOrder = std::vector<std::int64_t>;
+  [[nodiscard]] RowOrder make_order(std::int64_t epoch) const;
+  [[nodiscard]] std::shared_ptr<const RowOrder> order(std::int64_t epoch) const;
+
   std::int64_t num_rows_;
   std::uint64_t seed_;
   DataConfig config_;
   std::function<std::int64_t(std::int64_t)> length_of_;
-  mutable std::int64_t cached_epoch_ = -1;
-  mutable std::vector<std::int64_t> cached_permutation_;
+  std::shared_ptr<Cache> cache_;
 };
 
 /// Rows 0..num_rows-1 in order, in batches of `batch_size`: for evaluation and prediction.

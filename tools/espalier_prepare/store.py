@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the dataset file. The grammar is docs/dataset_format.md; the reader is data/dataset.cpp."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from .errors import InputError
+
+# Raised when an old reader would misread a new file; docs/dataset_format.md lists the versions.
+FORMAT_VERSION = 1
+
+
+def ragged_text(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Texts as one run of UTF-8 bytes (uint8) and row offsets (int64)."""
+    encoded = [text.encode("utf-8") for text in texts]
+    offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
+    np.cumsum([len(piece) for piece in encoded], out=offsets[1:])
+    return np.frombuffer(b"".join(encoded), dtype=np.uint8), offsets
+
+
+def write_dataset(path: Path, attributes: Mapping[str, str | int], splits: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Writes the whole file under another name and renames it: a reader sees the old file, or all of the new one."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise InputError(f"{path}: the folder {folder} does not exist; make it first")
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=folder)
+    os.close(handle)
+    try:
+        with h5py.File(temporary, "w") as file:
+            for name, value in attributes.items():
+                file.attrs[name] = np.int64(value) if isinstance(value, int) else value
+            for split, arrays in splits.items():
+                group = file.create_group(split)
+                for name, array in arrays.items():
+                    group.create_dataset(name, data=array)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        _sync(Path(temporary))
+        os.replace(temporary, path)
+        _sync(folder)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
