@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A fine-tuning method on one stage. The method decides what trains, what a stage keeps between forward and backward, and what
-// crosses to the next stage; the executor in train/ only moves carries and gradients.
+// A fine-tuning method on one stage. The method decides what trains, what a stage keeps between forward and backward,
+// and what crosses to the next stage; the executor in train/ only moves carries and gradients.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -17,8 +17,8 @@
 
 namespace espalier::peft {
 
-/// The way the gradient takes. through: back through the backbone. beside: through a side network only, the backbone runs without
-/// grad. reversible: through the backbone, whose inputs are recomputed.
+/// The way the gradient takes. through: back through the backbone. beside: through a side network only, the backbone
+/// runs without grad. reversible: through the backbone, whose inputs are recomputed.
 enum class Route { kThrough, kBeside, kReversible };
 
 /// A tensor that trains.
@@ -26,7 +26,7 @@ struct TrainedTensor {
   std::string name;       ///< canonical: never depends on the layout
   at::Tensor value;       ///< fp32 leaf that requires grad
   bool decays = true;     ///< decoupled weight decay applies (not to biases, norms, gates)
-  bool is_inert = false;  ///< counted, but outside the graph (gates of dropped layers): no gradient, no moments, no reduction
+  bool is_inert = false;  ///< outside the graph (gate of a dropped layer): counted; no gradient, moments, reduction
 };
 
 /// Receives the gradient of trained()[index] for one micro-batch; undefined when the graph did not reach it.
@@ -52,7 +52,8 @@ class Method {
   [[nodiscard]] virtual std::string_view name() const = 0;
   [[nodiscard]] virtual Route route() const = 0;
 
-  /// What enters the stage that begins with chain layer `first_layer` (1..num_layers-1). Pure: depends on backbone and options, not on this slice.
+  /// What enters the stage that begins with chain layer `first_layer` (1..num_layers-1). Pure: depends on backbone and
+  /// options, not on this slice.
   [[nodiscard]] virtual model::CarryPlan plan_carry(int first_layer, const model::BatchShape& shape) const = 0;
 
   /// This slice's trained tensors, in chain order; the task head's are the last. Fixed after construction.
@@ -68,8 +69,8 @@ class Method {
 
 struct LstConfig {
   std::int64_t reduction = 8;
-  std::vector<std::int64_t> layers;        ///< kept side layers, 0-based, ascending; empty: all
-  std::string gate = "learned";            ///< learned | one | none
+  std::vector<std::int64_t> layers = {};  ///< kept side layers, 0-based, ascending; empty: all
+  std::string gate = "learned";           ///< learned | one | none
   double gate_temperature = 0.1;
   std::string side_initial = "magnitude";  ///< magnitude | random
   bool ladder_bias = true;
@@ -85,16 +86,16 @@ struct LoraConfig {
 
 struct MethodConfig {
   std::string method = "lst";  ///< lst | lora | full | probe
-  LstConfig lst;
-  LoraConfig lora;
+  LstConfig lst = {};
+  LoraConfig lora = {};
 };
 /// Keys "peft.method", "peft.lst.*", "peft.lora.*".
 void describe(OptionTable& table, MethodConfig& config);
 
 /// Attaches the method to `slice`. `weights` is the whole folder: pruning walks layers that other stages hold.
 /// Throws: ConfigError for options that do not fit the backbone.
-std::unique_ptr<Method> make_method(const MethodConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
-                                    std::uint64_t seed);
+std::unique_ptr<Method> make_method(const MethodConfig& config, model::StageSlice& slice,
+                                    const model::WeightSource& weights, std::uint64_t seed);
 
 /// Trained scalars of a whole model, head counted apart; from the plan alone.
 struct TrainedCount {

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// Base of the methods that run the chain as it is (full, LoRA, probe): what trains are weights of layers or deltas on
+// linears, and the graph begins at the first layer that has any.
+#pragma once
+
+#include <vector>
+
+#include "peft/method.h"
+
+namespace espalier::peft {
+
+class ChainMethod : public Method {
+ public:
+  [[nodiscard]] model::CarryPlan plan_carry(int first_layer, const model::BatchShape& shape) const final;
+  [[nodiscard]] const std::vector<TrainedTensor>& trained() const final { return trained_; }
+  [[nodiscard]] StageResult forward(model::Carry incoming, const model::StageInputs& inputs,
+                                    const model::ForwardContext& context, bool keeps_pass) final;
+
+ protected:
+  struct Options {
+    /// Chain index of the first layer of the whole model with a trained tensor.
+    int first_trained_layer = 0;
+    /// Layers before it draw dropout in training.
+    bool has_frozen_dropout = true;
+  };
+  ChainMethod(model::StageSlice& slice, Options options) : slice_(slice), options_(options) {}
+  [[nodiscard]] model::StageSlice& slice() { return slice_; }
+  [[nodiscard]] std::vector<TrainedTensor>& trained() { return trained_; }
+
+ private:
+  model::StageSlice& slice_;
+  Options options_;
+  std::vector<TrainedTensor> trained_;
+};
+
+}  // namespace espalier::peft

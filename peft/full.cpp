@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "peft/full.h"
+
+#include "peft/trained_set.h"
+
+namespace espalier::peft {
+
+FullMethod::FullMethod(model::StageSlice& slice, const model::WeightSource& weights)
+    : ChainMethod(slice, {.first_trained_layer = 0}) {
+  for (const auto& layer : slice.layers()) {
+    train_layer(slice, *layer, weights, trained());
+  }
+}
+
+}  // namespace espalier::peft

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// Full fine-tuning: every weight of the model trains. The upper bound in quality and in cost that the other methods are
+// measured by.
+#pragma once
+
+#include "peft/chain_method.h"
+
+namespace espalier::peft {
+
+class FullMethod final : public ChainMethod {
+ public:
+  FullMethod(model::StageSlice& slice, const model::WeightSource& weights);
+  [[nodiscard]] std::string_view name() const override { return "full"; }
+  [[nodiscard]] Route route() const override { return Route::kThrough; }
+  [[nodiscard]] std::vector<std::pair<std::string, std::string>> describe_export() const override { return {}; }
+};
+
+}  // namespace espalier::peft

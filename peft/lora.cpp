@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "peft/lora.h"
+
+#include <ATen/ATen.h>
+#include <spdlog/fmt/fmt.h>
+#include <spdlog/fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <utility>
+
+#include "common/check.h"
+#include "common/error.h"
+#include "model/dropout.h"
+#include "model/initial.h"
+#include "peft/trained_set.h"
+
+namespace espalier::peft {
+namespace {
+
+int first_block(const model::Backbone& backbone) {
+  const auto block = std::find_if(backbone.chain.begin(), backbone.chain.end(),
+                                  [](const model::LayerPlan& layer) { return layer.kind == model::LayerKind::kBlock; });
+  ESPALIER_CHECK(block != backbone.chain.end());
+  return static_cast<int>(block->index);
+}
+
+}  // namespace
+
+std::vector<LoraTarget> plan_lora(const LoraConfig& config, const model::BlockSpec& spec) {
+  const std::set<std::string> wanted(config.targets.begin(), config.targets.end());
+  if (wanted.empty() || wanted.size() != config.targets.size()) {
+    throw ConfigError(fmt::format("peft.lora.targets: expected at least one role, each once, found '{}'",
+                                  fmt::join(config.targets, ",")));
+  }
+  std::vector<LoraTarget> targets;
+  std::vector<std::string> known;
+  model::TransformerBlock block(spec, {});
+  block.visit_linears([&](const std::string& role, const model::Linear& linear) {
+    if (wanted.contains(role)) {
+      targets.push_back({role, known.size(), linear.in_features, linear.out_features});
+    }
+    known.push_back(role);
+  });
+  for (const std::string& role : config.targets) {
+    if (std::find(known.begin(), known.end(), role) == known.end()) {
+      throw ConfigError(
+          fmt::format("peft.lora.targets: expected roles among {}, found '{}'", fmt::join(known, ", "), role));
+    }
+  }
+  for (const LoraTarget& target : targets) {
+    const std::int64_t limit = std::min(target.in_features, target.out_features);
+    if (config.rank > limit) {
+      throw ConfigError(
+          fmt::format("peft.lora.rank: expected at most {} (the smaller width of {}), found {}; lower it or take {} "
+                      "out of peft.lora.targets",
+                      limit, target.role, config.rank, target.role));
+    }
+  }
+  return targets;
+}
+
+std::int64_t count_lora(const LoraConfig& config, const model::Backbone& backbone) {
+  std::int64_t count = 0;
+  for (const model::LayerPlan& layer : backbone.chain) {
+    if (layer.kind == model::LayerKind::kBlock) {
+      for (const LoraTarget& target : plan_lora(config, *layer.block)) {
+        count += config.rank * (target.in_features + target.out_features);
+      }
+    }
+  }
+  return count;
+}
+
+at::Tensor LoraDelta::forward(const at::Tensor& x, const model::ForwardContext& context) const {
+  const at::Tensor dropped =
+      context.is_training ? model::dropout(x, dropout, model::dropout_key(context, place, site)) : x;
+  // Two thin products; the scale goes onto the narrow one.
+  const at::Tensor narrow = at::linear(dropped, a.to(x.scalar_type())) * scale;  // [..., R]
+  return at::linear(narrow, b.to(x.scalar_type()));                              // [..., out]
+}
+
+LoraMethod::LoraMethod(const LoraConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
+                       std::uint64_t seed)
+    : ChainMethod(slice, {.first_trained_layer = first_block(slice.backbone())}), config_(config) {
+  const at::Device device = slice.options().device;
+  for (const auto& layer : slice.layers()) {
+    if (layer->block() == nullptr) {
+      continue;
+    }
+    std::map<std::string, std::shared_ptr<const LoraDelta>> deltas;
+    for (const LoraTarget& target : plan_lora(config_, layer->block()->spec())) {
+      const std::string name = layer->plan().name + "." + target.role;
+      // Kaiming-uniform with a = sqrt(5), as the reference implementations start: variance 1 / (3 in).
+      const double bound = 1.0 / std::sqrt(static_cast<double>(target.in_features));
+      auto delta = std::make_shared<LoraDelta>();
+      delta->scale = config_.alpha / static_cast<double>(config_.rank);
+      delta->dropout = config_.dropout;
+      delta->place = {RandomDomain::kAdapter, layer->plan().index};
+      delta->site =
+          static_cast<model::DropoutSite>(static_cast<std::uint64_t>(model::DropoutSite::kFactor) + target.linear);
+      trained().push_back(make_trained(
+          name + ".lora_a", model::uniform_by_name({config_.rank, target.in_features}, bound, seed, name + ".lora_a"),
+          device));
+      delta->a = trained().back().value;
+      trained().push_back(make_trained(name + ".lora_b", at::zeros({target.out_features, config_.rank}), device));
+      delta->b = trained().back().value;
+      deltas.emplace(target.role, std::move(delta));
+    }
+    layer->block()->visit_linears([&](const std::string& role, model::Linear& linear) {
+      if (const auto delta = deltas.find(role); delta != deltas.end()) {
+        linear.delta = delta->second;
+      }
+    });
+  }
+  if (slice.has_head()) {
+    train_layer(slice, *slice.layers().back(), weights, trained());
+  }
+}
+
+std::vector<std::pair<std::string, std::string>> LoraMethod::describe_export() const {
+  return {{"rank", nlohmann::json(config_.rank).dump()},
+          {"alpha", nlohmann::json(config_.alpha).dump()},
+          {"dropout", nlohmann::json(config_.dropout).dump()},
+          {"targets", nlohmann::json(config_.targets).dump()}};
+}
+
+}  // namespace espalier::peft

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// LoRA (Hu et al., ICLR 2022): y = W x + b + (alpha / r) B A drop(x) on chosen linears of every block; A and B train, W
+// stays.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "peft/chain_method.h"
+
+namespace espalier::peft {
+
+/// One chosen linear of one block.
+struct LoraTarget {
+  std::string role;          ///< "attention.query"
+  std::uint64_t linear = 0;  ///< place among the block's linears: tells the dropout sites of a block apart
+  std::int64_t in_features = 0, out_features = 0;
+};
+
+/// The targets within a block of `spec`, in the block's own order.
+/// Throws: ConfigError for an unknown or repeated role (listing those there are) and for a rank above a linear's width.
+std::vector<LoraTarget> plan_lora(const LoraConfig& config, const model::BlockSpec& spec);
+
+/// Trained scalars without the task head.
+std::int64_t count_lora(const LoraConfig& config, const model::Backbone& backbone);
+
+class LoraDelta final : public model::LinearDelta {
+ public:
+  // R rank
+  at::Tensor a;  ///< [R, in]
+  at::Tensor b;  ///< [out, R]
+  double scale = 1;
+  double dropout = 0;
+  model::LayerPlace place;
+  model::DropoutSite site = model::DropoutSite::kFactor;
+  [[nodiscard]] at::Tensor forward(const at::Tensor& x, const model::ForwardContext& context) const override;
+};
+
+class LoraMethod final : public ChainMethod {
+ public:
+  LoraMethod(const LoraConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
+             std::uint64_t seed);
+  [[nodiscard]] std::string_view name() const override { return "lora"; }
+  [[nodiscard]] Route route() const override { return Route::kThrough; }
+  [[nodiscard]] std::vector<std::pair<std::string, std::string>> describe_export() const override;
+
+ private:
+  LoraConfig config_;
+};
+
+}  // namespace espalier::peft

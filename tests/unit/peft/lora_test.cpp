@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "peft/lora.h"
+
+#include <ATen/ATen.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "common/error.h"
+#include "stages.h"
+
+namespace espalier::peft {
+namespace {
+
+using ::testing::HasSubstr;
+
+MethodConfig lora_config() {
+  MethodConfig config{.method = "lora"};
+  config.lora.rank = 2;
+  config.lora.targets = {"attention.query", "attention.value", "feed_forward.up"};
+  return config;
+}
+
+std::string error_of(const LoraConfig& config) {
+  try {
+    static_cast<void>(plan_lora(config, *plan_tiny({}).chain[1].block));
+  } catch (const ConfigError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(LoraMethod, StartsAsTheBareBackbone) {
+  const TinyModel tiny = make_tiny({});
+  for (const int num_stages : {1, 3}) {
+    EXPECT_TRUE(
+        at::equal(Stages(tiny, lora_config(), num_stages).evaluate(make_batch()), run_bare(tiny, make_batch())));
+  }
+}
+
+TEST(LoraMethod, EqualsTheBackboneWithTheProductAddedToItsWeights) {
+  const TinyModel tiny = make_tiny({});
+  Stages factored(tiny, lora_config(), 2);
+  Stages merged(tiny, {.method = "full"}, 2);
+  for (const TrainedTensor& tensor : factored.trained()) {
+    if (tensor.name.ends_with(".lora_a")) {
+      const std::string linear = tensor.name.substr(0, tensor.name.size() - std::string(".lora_a").size());
+      const at::Tensor b = factored.trained(linear + ".lora_b").detach();
+      b.copy_(at::arange(b.numel()).view(b.sizes()).sin());
+      const double scale = 16.0 / 2.0;
+      merged.trained(linear + ".weight").detach().add_(b.mm(tensor.value.detach()), scale);
+    }
+  }
+  const at::Tensor expected = merged.evaluate(make_batch());
+  EXPECT_TRUE(at::allclose(factored.evaluate(make_batch()), expected, 1e-4, 1e-5));
+  EXPECT_FALSE(at::allclose(expected, run_bare(tiny, make_batch()), 1e-2, 1e-2));
+}
+
+TEST(LoraMethod, DrawsTheFirstFactorWithinItsBoundAndTheSecondAsZero) {
+  const TinyModel tiny = make_tiny({});
+  for (const TrainedTensor& tensor : Stages(tiny, lora_config(), 1).trained()) {
+    if (tensor.name.ends_with(".lora_a")) {
+      const double bound = 1.0 / std::sqrt(16.0);
+      const double largest = tensor.value.abs().max().item<double>();
+      EXPECT_LE(largest, bound) << tensor.name;
+      EXPECT_GT(largest, 0.8 * bound) << tensor.name;
+    } else if (tensor.name.ends_with(".lora_b")) {
+      EXPECT_TRUE(at::equal(tensor.value, at::zeros_like(tensor.value))) << tensor.name;
+    }
+  }
+}
+
+TEST(LoraMethod, DropsWhatTheFactorsReadAtEachTargetOnItsOwn) {
+  const auto read_ones = [](std::uint64_t linear, bool is_training) {
+    LoraDelta delta;
+    delta.a = at::eye(64);
+    delta.b = at::eye(64);
+    delta.dropout = 0.5;
+    delta.place = {RandomDomain::kAdapter, 3};
+    delta.site = static_cast<model::DropoutSite>(static_cast<std::uint64_t>(model::DropoutSite::kFactor) + linear);
+    model::ForwardContext context = training_context();
+    context.is_training = is_training;
+    return delta.forward(at::ones({4, 64}), context);
+  };
+  EXPECT_TRUE(at::equal(read_ones(0, /*is_training=*/false), at::ones({4, 64})));
+  const at::Tensor query = read_ones(0, /*is_training=*/true);
+  EXPECT_TRUE(at::equal(query.eq(0).logical_or(query.eq(2)), at::ones({4, 64}, at::kBool)));
+  EXPECT_FALSE(at::equal(query, read_ones(2, /*is_training=*/true)));
+}
+
+TEST(LoraMethod, ChangesItsStepWithDropout) {
+  TinyConfig without_dropout;
+  without_dropout.dropout = 0;
+  const TinyModel tiny = make_tiny(without_dropout);
+  MethodConfig config = lora_config();
+  const auto query_gradient = [&] {
+    return Stages(tiny, config, 1)
+        .step(make_batch(), training_context())
+        .gradients.at("encoder.0.attention.query.lora_b");
+  };
+  const at::Tensor plain = query_gradient();
+  config.lora.dropout = 0.3;
+  EXPECT_FALSE(at::equal(query_gradient(), plain));
+}
+
+TEST(LoraPlan, NamesTheRolesThereAreWhenOneIsUnknown) {
+  const std::string error = error_of({.targets = {"attention.query", "q_proj"}});
+  EXPECT_THAT(error, HasSubstr("peft.lora.targets"));
+  EXPECT_THAT(error, HasSubstr("q_proj"));
+  EXPECT_THAT(error, HasSubstr("attention.query, attention.key, attention.value, attention.output, feed_forward.up"));
+}
+
+TEST(LoraPlan, RefusesARankAboveTheWidthAndTargetsTwiceOrNone) {
+  EXPECT_THAT(error_of({.rank = 17}), HasSubstr("expected at most 16"));
+  EXPECT_EQ(error_of({.rank = 16}), "");
+  EXPECT_THAT(error_of({.targets = {"attention.query", "attention.query"}}), HasSubstr("each once"));
+  EXPECT_THAT(error_of({.targets = {}}), HasSubstr("at least one"));
+}
+
+TEST(LoraMethod, TellsItsExportWhatItIs) {
+  const TinyModel tiny = make_tiny({});
+  const auto facts = Stages(tiny, lora_config(), 1).methods.front()->describe_export();
+  EXPECT_THAT(facts, ::testing::Contains(::testing::Pair("rank", "2")));
+  EXPECT_THAT(facts, ::testing::Contains(
+                         ::testing::Pair("targets", R"(["attention.query","attention.value","feed_forward.up"])")));
+}
+
+}  // namespace
+}  // namespace espalier::peft

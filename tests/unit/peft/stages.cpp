@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "stages.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+namespace espalier::peft {
+
+model::Backbone plan_tiny(const TinyConfig& config) {
+  const auto folder = std::filesystem::temp_directory_path() / ("espalier_peft_test_" + std::to_string(::getpid()));
+  std::filesystem::create_directories(folder);
+  const nlohmann::json text = {{"model_type", "bert"},
+                               {"hidden_size", config.width},
+                               {"num_hidden_layers", config.num_blocks},
+                               {"num_attention_heads", config.num_heads},
+                               {"intermediate_size", config.feed_forward_width},
+                               {"vocab_size", config.vocab_size},
+                               {"max_position_embeddings", config.num_positions},
+                               {"type_vocab_size", 2},
+                               {"hidden_act", "gelu"},
+                               {"layer_norm_eps", 1e-12},
+                               {"pad_token_id", 0},
+                               {"initializer_range", 0.02},
+                               {"hidden_dropout_prob", config.dropout},
+                               {"attention_probs_dropout_prob", config.dropout}};
+  std::ofstream(folder / "config.json") << text.dump();
+  model::Backbone backbone = model::read_backbone(folder, {.num_labels = config.num_labels, .pooling = config.pooling});
+  std::filesystem::remove_all(folder);
+  return backbone;
+}
+
+TinyModel make_tiny(const TinyConfig& config) {
+  TinyModel tiny;
+  tiny.backbone = plan_tiny(config);
+  std::vector<std::pair<std::string, std::vector<std::int64_t>>> shapes;
+  model::visit_planned_weights(tiny.backbone, [&](const model::LayerPlan& layer, const std::string& role,
+                                                  const std::vector<std::int64_t>& shape) {
+    shapes.emplace_back(tiny.backbone.family->stored_weight(layer, role).names.front(), shape);
+  });
+  tiny.weights = model::random_weights(shapes, 0.2, 7);
+  return tiny;
+}
+
+model::NamedTensors make_batch() {
+  const at::Tensor ids = (at::arange(24, at::kLong) * 7 % 37 + 3).view({3, 8});
+  at::Tensor mask = at::ones({3, 8}, at::kLong);
+  mask.select(0, 1).narrow(0, 5, 3).zero_();
+  mask.select(0, 2).narrow(0, 7, 1).zero_();
+  return {{"input_ids", ids * mask}, {"attention_mask", mask}};
+}
+
+model::ForwardContext training_context() {
+  return {.is_training = true, .key = {.seed = 5, .step = 3, .micro_batch = 2}};
+}
+
+Stages::Stages(const TinyModel& tiny, const MethodConfig& config, int num_stages, const model::SliceOptions& options) {
+  for (const model::LayerRange range : model::plan_stages(tiny.backbone, num_stages)) {
+    slices.push_back(std::make_unique<model::StageSlice>(tiny.backbone, range, *tiny.weights, options));
+    methods.push_back(make_method(config, *slices.back(), *tiny.weights, /*seed=*/11));
+  }
+}
+
+Step Stages::step(const model::NamedTensors& batch, const model::ForwardContext& context) {
+  const model::BatchShape shape{batch.at("input_ids").size(0), batch.at("input_ids").size(1)};
+  std::vector<StageResult> results;
+  model::Carry carry;
+  for (std::size_t s = 0; s < methods.size(); ++s) {
+    results.push_back(methods[s]->forward(std::move(carry), slices[s]->prepare(batch), context, /*keeps_pass=*/true));
+    carry = results.back().outgoing;
+    if (s + 1 < methods.size()) {
+      const model::CarryPlan plan = methods[s]->plan_carry(slices[s]->range().end, shape);
+      EXPECT_EQ(plan.size(), carry.size());
+      for (const model::CarryEntry& entry : plan) {
+        EXPECT_EQ(carry.at(entry.name).sizes().vec(), entry.sizes) << entry.name;
+        EXPECT_EQ(carry.at(entry.name).scalar_type(), entry.dtype) << entry.name;
+        EXPECT_FALSE(carry.at(entry.name).requires_grad()) << entry.name;
+      }
+    }
+    // What a transfer does: the receiver owns other memory.
+    for (auto& [name, value] : carry) {
+      value = value.clone();
+    }
+  }
+
+  Step step;
+  step.logits = carry.at("logits");
+  step.sent_back.resize(methods.size() - 1);
+  model::Carry gradients{{"logits", logits_gradient(step.logits)}};
+  for (std::size_t s = methods.size(); s-- > 0;) {
+    if (results[s].pass == nullptr) {
+      EXPECT_TRUE(gradients.empty()) << "stage " << s << " was sent a gradient that it has no use for";
+      continue;
+    }
+    gradients = results[s].pass->backward(gradients, [&](int index, const at::Tensor& gradient) {
+      const TrainedTensor& trained = methods[s]->trained()[static_cast<std::size_t>(index)];
+      if (gradient.defined()) {
+        EXPECT_EQ(gradient.sizes(), trained.value.sizes()) << trained.name;
+        EXPECT_TRUE(gradient.is_contiguous()) << trained.name;
+        EXPECT_TRUE(step.gradients.emplace(trained.name, gradient).second) << trained.name;
+      }
+    });
+    for (auto& [name, value] : gradients) {
+      step.sent_back[s - 1].push_back(name);
+      value = value.clone();
+    }
+  }
+  return step;
+}
+
+at::Tensor Stages::evaluate(const model::NamedTensors& batch) {
+  model::Carry carry;
+  for (std::size_t s = 0; s < methods.size(); ++s) {
+    StageResult result = methods[s]->forward(std::move(carry), slices[s]->prepare(batch), {}, /*keeps_pass=*/false);
+    EXPECT_EQ(result.pass, nullptr);
+    carry = std::move(result.outgoing);
+  }
+  return carry.at("logits");
+}
+
+std::vector<TrainedTensor> Stages::trained() const {
+  std::vector<TrainedTensor> all;
+  for (const auto& method : methods) {
+    all.insert(all.end(), method->trained().begin(), method->trained().end());
+  }
+  return all;
+}
+
+at::Tensor Stages::trained(const std::string& name) const {
+  for (const TrainedTensor& tensor : trained()) {
+    if (tensor.name == name) {
+      return tensor.value;
+    }
+  }
+  ADD_FAILURE() << "no trained tensor " << name;
+  return {};
+}
+
+at::Tensor run_bare(const TinyModel& tiny, const model::NamedTensors& batch, const model::SliceOptions& options,
+                    std::vector<at::Tensor>* hidden) {
+  const at::NoGradGuard no_grad;
+  const model::StageSlice slice(tiny.backbone, {0, tiny.backbone.num_layers()}, *tiny.weights, options);
+  const model::StageInputs inputs = slice.prepare(batch);
+  model::Carry carry;
+  for (const auto& layer : slice.layers()) {
+    layer->forward(carry, inputs, {});
+    if (hidden != nullptr && layer->plan().kind != model::LayerKind::kHead) {
+      hidden->push_back(carry.at("hidden"));
+    }
+  }
+  return carry.at("logits");
+}
+
+at::Tensor logits_gradient(const at::Tensor& logits) {
+  const at::Tensor labels = at::arange(logits.size(0), at::kLong) % logits.size(1);
+  return (at::softmax(logits, 1) - at::one_hot(labels, logits.size(1))) / logits.size(0);
+}
+
+double loss_of(const at::Tensor& logits) {
+  const at::Tensor labels = at::arange(logits.size(0), at::kLong) % logits.size(1);
+  return at::nll_loss(at::log_softmax(logits.to(at::kDouble), 1), labels).item<double>();
+}
+
+std::vector<MethodConfig> all_methods() {
+  MethodConfig lst{.method = "lst", .lst = {.reduction = 4}};
+  MethodConfig dropped = lst;
+  dropped.lst.layers = {0, 2};
+  MethodConfig lora{.method = "lora", .lora = {.rank = 2, .dropout = 0.1}};
+  return {lst, dropped, lora, {.method = "full"}, {.method = "probe"}};
+}
+
+}  // namespace espalier::peft

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// A small random BERT, and the stages of a method on it run by hand in one process: what an executor does, without
+// ranks.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "peft/method.h"
+
+namespace espalier::peft {
+
+struct TinyConfig {
+  std::int64_t width = 16, num_blocks = 4, num_heads = 2, feed_forward_width = 32, vocab_size = 40, num_positions = 16;
+  std::int64_t num_labels = 3;
+  double dropout = 0.1;
+  std::string pooling = "auto";
+};
+
+/// The plan of a config.json written for the purpose.
+model::Backbone plan_tiny(const TinyConfig& config);
+
+struct TinyModel {
+  model::Backbone backbone;
+  std::unique_ptr<model::WeightSource> weights;
+};
+TinyModel make_tiny(const TinyConfig& config);
+
+/// Three rows of eight tokens, two of them padded.
+model::NamedTensors make_batch();
+
+/// Training at some step and micro-batch.
+model::ForwardContext training_context();
+
+struct Step {
+  at::Tensor logits;
+  std::map<std::string, at::Tensor> gradients;  ///< by canonical name; undefined ones are left out
+  std::vector<std::vector<std::string>>
+      sent_back;  ///< names of the gradients that crossed each boundary, from the first on
+};
+
+/// All stages of one layout.
+class Stages {
+ public:
+  Stages(const TinyModel& tiny, const MethodConfig& config, int num_stages, const model::SliceOptions& options = {});
+
+  /// Forward and backward of one micro-batch; expects every carry to be as planned.
+  Step step(const model::NamedTensors& batch, const model::ForwardContext& context);
+  /// Logits without keeping anything.
+  at::Tensor evaluate(const model::NamedTensors& batch);
+
+  [[nodiscard]] std::vector<TrainedTensor> trained() const;
+  /// Requires: a trained tensor of that name.
+  [[nodiscard]] at::Tensor trained(const std::string& name) const;
+
+  std::vector<std::unique_ptr<model::StageSlice>> slices;
+  std::vector<std::unique_ptr<Method>> methods;
+};
+
+/// The backbone with its head, as loaded, in evaluation mode. `hidden` (optional): the output of every layer before the
+/// head.
+at::Tensor run_bare(const TinyModel& tiny, const model::NamedTensors& batch, const model::SliceOptions& options = {},
+                    std::vector<at::Tensor>* hidden = nullptr);
+
+/// Gradient of the mean cross-entropy against labels 0, 1, 2, ...
+at::Tensor logits_gradient(const at::Tensor& logits);
+
+/// The loss itself, in double.
+double loss_of(const at::Tensor& logits);
+
+std::vector<MethodConfig> all_methods();
+
+}  // namespace espalier::peft
