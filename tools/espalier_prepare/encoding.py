@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text -> token ids, with the tokenizer.json of a model folder and nothing but the `tokenizers` package.
 
-Padding and truncation saved inside tokenizer.json belong to whoever saved it: both are switched off, and the truncation asked for here
-takes their place. It shortens the longer text of a pair first and keeps the special tokens.
+Padding and truncation saved inside tokenizer.json belong to whoever saved it: both are switched off, and the truncation
+asked for here takes their place. It shortens the longer text of a pair first and keeps the special tokens.
 """
 
 from __future__ import annotations
@@ -48,19 +48,25 @@ class TextEncoder:
     def open(cls, folder: Path, max_length: int, pad_token_id: int | None) -> TextEncoder:
         file = folder / "tokenizer.json"
         if not file.is_file():
-            raise InputError(f"{folder}: expected a tokenizer folder with tokenizer.json, found none; "
-                             "save the tokenizer once with transformers' save_pretrained() to get it")
+            raise InputError(
+                f"{folder}: expected a tokenizer folder with tokenizer.json, found none; "
+                "save the tokenizer once with transformers' save_pretrained() to get it"
+            )
         content = file.read_bytes()
         try:
             tokenizer = Tokenizer.from_str(content.decode("utf-8"))
         except Exception as error:  # the package raises bare Exception
-            raise InputError(f"{file}: expected a tokenizer in the format of the `tokenizers` package ({error})") from None
+            raise InputError(
+                f"{file}: expected a tokenizer in the format of the `tokenizers` package ({error})"
+            ) from None
         described = json.loads(content)
         tokenizer.no_padding()
         tokenizer.no_truncation()
         num_special = tokenizer.num_special_tokens_to_add(is_pair=True)
         if max_length <= num_special:
-            raise InputError(f"--max-length: expected more than the {num_special} special tokens of a pair, found {max_length}")
+            raise InputError(
+                f"--max-length: expected more than the {num_special} special tokens of a pair, found {max_length}"
+            )
         tokenizer.enable_truncation(max_length, strategy="longest_first")
 
         config = _read_json(folder / "tokenizer_config.json")
@@ -68,9 +74,18 @@ class TextEncoder:
         vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         pad = pad_token_id if pad_token_id is not None else _find_pad_token(folder, tokenizer, described, config)
         if not 0 <= pad < vocab_size:
-            raise InputError(f"{folder}: expected a padding token id in [0, {vocab_size}), found {pad}; give --pad-token-id")
-        return cls(folder, max_length, pad, vocab_size, "sha256:" + hashlib.sha256(content).hexdigest(),
-                   None if model_inputs is None else "token_type_ids" in model_inputs, tokenizer)
+            raise InputError(
+                f"{folder}: expected a padding token id in [0, {vocab_size}), found {pad}; give --pad-token-id"
+            )
+        return cls(
+            folder,
+            max_length,
+            pad,
+            vocab_size,
+            "sha256:" + hashlib.sha256(content).hexdigest(),
+            None if model_inputs is None else "token_type_ids" in model_inputs,
+            tokenizer,
+        )
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None, progress: Any) -> EncodedSplit:
         """Encodes rows in order; `progress.update(n)` is told of every n rows done."""
@@ -80,7 +95,9 @@ class TextEncoder:
         num_truncated = 0
         for begin in range(0, len(texts), _BATCH_ROWS):
             end = min(begin + _BATCH_ROWS, len(texts))
-            batch = list(texts[begin:end]) if pairs is None else list(zip(texts[begin:end], pairs[begin:end], strict=True))
+            batch = (
+                list(texts[begin:end]) if pairs is None else list(zip(texts[begin:end], pairs[begin:end], strict=True))
+            )
             for row, encoding in enumerate(self._tokenizer.encode_batch(batch), start=begin):
                 ids.append(np.asarray(encoding.ids, dtype=np.int32))
                 types.append(np.asarray(encoding.type_ids, dtype=np.uint8))
@@ -88,7 +105,12 @@ class TextEncoder:
                 num_truncated += bool(encoding.overflowing)
             progress.update(end - begin)
         empty_ids, empty_types = np.zeros(0, np.int32), np.zeros(0, np.uint8)
-        return EncodedSplit(np.concatenate(ids or [empty_ids]), np.cumsum(lengths), np.concatenate(types or [empty_types]), num_truncated)
+        return EncodedSplit(
+            np.concatenate(ids or [empty_ids]),
+            np.cumsum(lengths),
+            np.concatenate(types or [empty_types]),
+            num_truncated,
+        )
 
 
 def _find_pad_token(folder: Path, tokenizer: Tokenizer, described: dict[str, Any], config: dict[str, Any]) -> int:
@@ -102,8 +124,10 @@ def _find_pad_token(folder: Path, tokenizer: Tokenizer, described: dict[str, Any
     model_pad = _read_json(folder / "config.json").get("pad_token_id")
     if isinstance(model_pad, int):
         return model_pad
-    raise InputError(f"{folder}: found no padding token in tokenizer_config.json, tokenizer.json or config.json; give --pad-token-id "
-                     "(any id will do, padded positions are masked)")
+    raise InputError(
+        f"{folder}: found no padding token in tokenizer_config.json, tokenizer.json or config.json; "
+        "give --pad-token-id (any id will do, padded positions are masked)"
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

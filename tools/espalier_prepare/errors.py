@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one error of the preparation: the user's input is wrong. The text says where, what was expected and what was found."""
+"""The one error of the preparation: the user's input is wrong. It says where, what was expected and what was found."""
 
 from __future__ import annotations
 

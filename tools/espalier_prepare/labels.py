@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Raw label values -> numbers: class indices (int64) or targets (float32). The order of the class names is recorded in the file."""
+"""Raw label values -> numbers: class indices (int64) or targets (float32). The file records the order of the class names."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ class LabelRule:
     def check(self) -> None:
         if self.task == "regression" and (self.names is not None or self.positive_above is not None):
             raise InputError("--label-names and --positive-above make classes: use them with --task classification")
-        if self.names is not None and (len(self.names) < 2 or len(set(self.names)) != len(self.names) or "" in self.names):
+        if self.names is not None and (
+            len(self.names) < 2 or len(set(self.names)) != len(self.names) or "" in self.names
+        ):
             raise InputError(f"--label-names: expected at least two different names, found {self.names}")
         if self.positive_above is None and self.drop_within:
             raise InputError("--drop-within: expected together with --positive-above")

@@ -37,7 +37,9 @@ class Row:
         if not isinstance(value, str):
             raise self.place.error(f"expected text in column {column!r} ({role}), found {shorten(value)}")
         if not value.strip():
-            raise self.place.error(f"expected text in column {column!r} ({role}), found nothing; remove the row or mend it")
+            raise self.place.error(
+                f"expected text in column {column!r} ({role}), found nothing; remove the row or mend it"
+            )
         return value
 
     def _index(self, column: str) -> int:
@@ -46,10 +48,14 @@ class Row:
         if column.isascii() and column.isdigit():
             if int(column) < len(self.fields):
                 return int(column)
-            raise self.place.error(f"expected a column with index {column}, found {len(self.fields)} columns (indices count from 0)")
+            raise self.place.error(
+                f"expected a column with index {column}, found {len(self.fields)} columns (indices count from 0)"
+            )
         if self.names is None:
-            raise InputError(f"{self.place.path}: the column {column!r} is given by name, but the file is read without a header; "
-                             "give its index (from 0) or leave out --no-header")
+            raise InputError(
+                f"{self.place.path}: the column {column!r} is given by name, but the file is read without a header; "
+                "give its index (from 0) or leave out --no-header"
+            )
         raise InputError(f"{self.place.path}:1: expected a column {column!r}, found {list(self.names)}")
 
 
@@ -60,7 +66,10 @@ def format_of(path: Path, chosen: str | None) -> str:
     suffix = path.suffix.lower().lstrip(".")
     if suffix in FORMATS:
         return suffix
-    raise InputError(f"{path}: expected a file that ends in .tsv, .csv or .jsonl, found {path.suffix!r}; say which it is with --format")
+    raise InputError(
+        f"{path}: expected a file that ends in .tsv, .csv or .jsonl, found {path.suffix!r}; "
+        "say which it is with --format"
+    )
 
 
 def read_rows(path: Path, file_format: str, has_header: bool) -> Iterator[Row]:
@@ -81,8 +90,10 @@ def _read_lines(path: Path) -> Iterator[tuple[Place, str]]:
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise place.error(f"expected UTF-8, found the byte 0x{raw[error.start]:02x} at position {error.start} of the line; "
-                                  "convert the file (iconv -t utf-8)") from None
+                raise place.error(
+                    f"expected UTF-8, found the byte 0x{raw[error.start]:02x} at position {error.start} of the line; "
+                    "convert the file (iconv -t utf-8)"
+                ) from None
             yield place, line.removesuffix("\n").removesuffix("\r")
 
 

@@ -25,7 +25,9 @@ def ragged_text(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(b"".join(encoded), dtype=np.uint8), offsets
 
 
-def write_dataset(path: Path, attributes: Mapping[str, str | int], splits: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+def write_dataset(
+    path: Path, attributes: Mapping[str, str | int], splits: Mapping[str, Mapping[str, np.ndarray]]
+) -> None:
     """Writes the whole file under another name and renames it: a reader sees the old file, or all of the new one."""
     folder = path.parent
     if not folder.is_dir():

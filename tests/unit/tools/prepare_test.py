@@ -33,7 +33,8 @@ def save_tokenizer(folder: Path, *, pads: bool = True) -> None:
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)])
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
+    )
     if pads:
         # As published tokenizers often are: with somebody's padding and truncation inside.
         tokenizer.enable_padding(pad_id=PAD, pad_token="[PAD]", length=20)
@@ -99,9 +100,9 @@ class PrepareTest(unittest.TestCase):
 
 class WhatIsWritten(PrepareTest):
     def test_rows_keep_their_order_ids_labels_and_special_tokens(self) -> None:
-        train = self.write("train.tsv", "key\ttext\tkind\nx\ta b\tgood\n\u00fc\tc \"d zzz\tbad\nz\te f g h a b\tgood\n")
+        train = self.write("train.tsv", 'key\ttext\tkind\nx\ta b\tgood\n\u00fc\tc "d zzz\tbad\nz\te f g h a b\tgood\n')
         self.prepared("--train", train, "--text", "text", "--label", "kind", "--id", "key")
-        self.assertEqual(self.rows("train"), [[CLS, *ids_of(text), SEP] for text in ("a b", "c \"d zzz", "e f g h a b")])
+        self.assertEqual(self.rows("train"), [[CLS, *ids_of(text), SEP] for text in ("a b", 'c "d zzz', "e f g h a b")])
         self.assertEqual(self.ids("train"), ["x", "\u00fc", "z"])
         self.assertEqual(self.labels("train").tolist(), [1, 0, 1])
         self.assertEqual(self.labels("train").dtype, np.int64)
@@ -110,11 +111,18 @@ class WhatIsWritten(PrepareTest):
             self.assertEqual(file["train/input_offsets"].dtype, np.int64)
             self.assertNotIn("token_type_ids", file["train"])
         self.assertEqual(json.loads(self.attribute("label_names")), ["bad", "good"])
-        self.assertEqual([self.attribute(name) for name in ("format_version", "task", "num_labels", "pad_token_id", "vocab_size", "max_length")],
-                         [1, "classification", 2, PAD, len(WORDS), 512])
+        self.assertEqual(
+            [
+                self.attribute(name)
+                for name in ("format_version", "task", "num_labels", "pad_token_id", "vocab_size", "max_length")
+            ],
+            [1, "classification", 2, PAD, len(WORDS), 512],
+        )
         self.assertEqual(self.attribute("source_digest"), "sha256:" + hashlib.sha256(train.read_bytes()).hexdigest())
-        self.assertEqual(self.attribute("tokenizer_digest"),
-                         "sha256:" + hashlib.sha256((self.tokenizer / "tokenizer.json").read_bytes()).hexdigest())
+        self.assertEqual(
+            self.attribute("tokenizer_digest"),
+            "sha256:" + hashlib.sha256((self.tokenizer / "tokenizer.json").read_bytes()).hexdigest(),
+        )
 
     def test_the_same_data_gives_the_same_bytes_in_another_folder(self) -> None:
         train = self.write("t.tsv", "a\t0\nb\t1\n")
@@ -129,7 +137,9 @@ class WhatIsWritten(PrepareTest):
 
     def test_pairs_are_cut_longest_first_and_keep_their_special_tokens(self) -> None:
         texts = [("a b c d e f", "g h"), ("a b", "c d e f g"), ("a b c d", "e f g h"), ("a", "b")]
-        train = self.write("t.jsonl", "".join(json.dumps({"p": p, "h": h, "y": i % 2}) + "\n" for i, (p, h) in enumerate(texts)))
+        train = self.write(
+            "t.jsonl", "".join(json.dumps({"p": p, "h": h, "y": i % 2}) + "\n" for i, (p, h) in enumerate(texts))
+        )
         summary = self.prepared("--train", train, "--text", "p", "--text-pair", "h", "--label", "y", "--max-length", 8)
         expected, expected_types, num_truncated = [], [], 0
         for left, right in ((ids_of(p), ids_of(h)) for p, h in texts):
@@ -155,13 +165,27 @@ class WhatIsWritten(PrepareTest):
     def test_the_hash_splits_as_stated_and_keeps_the_order_of_the_file(self) -> None:
         keys = [str(number) for number in range(1, 201)]
         source = self.write("t.tsv", "".join(f"{key}\ta\t{int(key) % 2}\n" for key in keys))
-        self.prepared("--input", source, "--no-header", "--id", 0, "--text", 1, "--label", 2, "--split-hash-prefix", "espalier-split:")
+        self.prepared(
+            "--input",
+            source,
+            "--no-header",
+            "--id",
+            0,
+            "--text",
+            1,
+            "--label",
+            2,
+            "--split-hash-prefix",
+            "espalier-split:",
+        )
         expected: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
         for key in keys:
             bucket = int(hashlib.sha256(b"espalier-split:" + key.encode()).hexdigest()[:8], 16) % 10
             expected["validation" if bucket == 8 else "test" if bucket == 9 else "train"].append(key)
         self.assertEqual({split: self.ids(split) for split in expected}, expected)
-        self.assertEqual(hash_split("espalier-split:", "1"), next(split for split, found in expected.items() if "1" in found))
+        self.assertEqual(
+            hash_split("espalier-split:", "1"), next(split for split, found in expected.items() if "1" in found)
+        )
 
     def test_a_column_splits(self) -> None:
         source = self.write("t.csv", 'text,y,part\na,0,train\n"b, ""c""\nd",1,test\ne,1,train\n')
@@ -173,7 +197,9 @@ class WhatIsWritten(PrepareTest):
     def test_ratings_become_classes_and_the_dropped_are_counted(self) -> None:
         ratings = [0.25, 0.2, -0.2, -0.25, 3, -4, 0]
         source = self.write("t.tsv", "".join(f"a\t{rating}\n" for rating in ratings))
-        summary = self.prepared("--train", source, "--no-header", "--text", 0, "--label", 1, "--positive-above", 0, "--drop-within", 0.25)
+        summary = self.prepared(
+            "--train", source, "--no-header", "--text", 0, "--label", 1, "--positive-above", 0, "--drop-within", 0.25
+        )
         self.assertEqual(self.labels("train").tolist(), [1, 0, 1, 0])
         self.assertEqual(json.loads(self.attribute("label_names")), ["negative", "positive"])
         self.assertRegex(summary, r"train +4 +3 ")
@@ -183,13 +209,18 @@ class WhatIsWritten(PrepareTest):
         self.prepared("--train", source, "--text", "t", "--label", "y", "--task", "regression")
         self.assertEqual(self.labels("train").tolist(), [1.0, -2.5])
         self.assertEqual(self.labels("train").dtype, np.float32)
-        self.assertEqual((self.attribute("num_labels"), self.attribute("label_names"), self.attribute("task")), (1, "[]", "regression"))
+        self.assertEqual(
+            (self.attribute("num_labels"), self.attribute("label_names"), self.attribute("task")),
+            (1, "[]", "regression"),
+        )
 
     def test_whole_number_labels_are_sorted_as_numbers_and_given_names_keep_their_order(self) -> None:
         source = self.write("t.tsv", "a\t10\nb\t9\nc\t-1\n")
         arguments = ("--train", source, "--no-header", "--text", 0, "--label", 1)
         self.prepared(*arguments)
-        self.assertEqual((self.labels("train").tolist(), json.loads(self.attribute("label_names"))), ([2, 1, 0], ["-1", "9", "10"]))
+        self.assertEqual(
+            (self.labels("train").tolist(), json.loads(self.attribute("label_names"))), ([2, 1, 0], ["-1", "9", "10"])
+        )
         self.prepared(*arguments, "--label-names", "9,10,-1,other")
         self.assertEqual((self.labels("train").tolist(), self.attribute("num_labels")), ([1, 0, 2], 4))
 
@@ -221,10 +252,22 @@ class WhatIsRefused(PrepareTest):
             ("empty.tsv", "a\t1\n \t0\n", self.TABLE, ":2: expected text in column '0'"),
             ("label.tsv", "a\t1\nb\t\n", self.TABLE, ":2: expected a class name or a whole number"),
             ("bytes.tsv", b"a\t1\nb\xff\t0\n", self.TABLE, ":2: expected UTF-8", "0xff at position 1"),
-            ("number.tsv", "a\t1\nb\tmuch\n", (*self.TABLE, "--task", "regression"), ":2: expected a finite number", "'much'"),
+            (
+                "number.tsv",
+                "a\t1\nb\tmuch\n",
+                (*self.TABLE, "--task", "regression"),
+                ":2: expected a finite number",
+                "'much'",
+            ),
             ("nan.tsv", "a\t1\nb\tnan\n", (*self.TABLE, "--task", "regression"), ":2: expected a finite number"),
             ("rating.tsv", "a\t1\nb\tbad\n", (*self.TABLE, "--positive-above", 0), ":2: expected a finite number"),
-            ("name.tsv", "a\tyes\nb\tmaybe\n", (*self.TABLE, "--label-names", "yes,no"), ":2: expected a label out of", "'maybe'"),
+            (
+                "name.tsv",
+                "a\tyes\nb\tmaybe\n",
+                (*self.TABLE, "--label-names", "yes,no"),
+                ":2: expected a label out of",
+                "'maybe'",
+            ),
             ("column.tsv", "a\t1\n", ("--no-header", "--text", 0, "--label", 7), ":1: expected a column with index 7"),
             ("header.tsv", "text\ty\na\t1\n", named, ":1: expected a column 't'", "['text', 'y']"),
             ("twice.tsv", "t\tt\na\t1\n", named, ":1: expected every column name once"),
@@ -242,14 +285,25 @@ class WhatIsRefused(PrepareTest):
 
     def test_a_bad_split_value_by_file_and_line(self) -> None:
         source = self.write("t.tsv", "a\t1\ttrain\nb\t0\tdev\n")
-        self.expect(self.refused("--input", source, *self.TABLE, "--split-column", 2), "t.tsv:2: expected a split out of", "'dev'")
+        self.expect(
+            self.refused("--input", source, *self.TABLE, "--split-column", 2),
+            "t.tsv:2: expected a split out of",
+            "'dev'",
+        )
 
     def test_files_and_folders_that_do_not_fit(self) -> None:
         good = self.write("t.tsv", "a\t1\nb\t0\n")
         self.expect(self.refused("--train", self.folder / "none.tsv", *self.TABLE), "none.tsv: no such file")
-        self.expect(self.refused("--train", self.write("t.txt", "a\t1\n"), *self.TABLE), "t.txt: expected a file that ends in .tsv")
+        self.expect(
+            self.refused("--train", self.write("t.txt", "a\t1\n"), *self.TABLE),
+            "t.txt: expected a file that ends in .tsv",
+        )
         self.expect(self.refused("--train", self.write("e.tsv", ""), *self.TABLE), "e.tsv: expected at least one row")
-        self.expect(self.refused("--train", good, "--no-header", "--text", "t", "--label", 1), "given by name", "without a header")
+        self.expect(
+            self.refused("--train", good, "--no-header", "--text", "t", "--label", 1),
+            "given by name",
+            "without a header",
+        )
         self.expect(self.refused("--train", self.write("one.tsv", "a\t1\n"), *self.TABLE), "at least two classes")
         (self.tokenizer / "tokenizer.json").write_text("{}")
         self.expect(self.refused("--train", good, *self.TABLE), "tokenizer.json: expected a tokenizer")

@@ -19,7 +19,8 @@ constexpr const char* kTokenizer =
   "pre_tokenizer": {"type": "WhitespaceSplit"}, "decoder": null,
   "post_processor": {"type": "TemplateProcessing",
     "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-    "pair": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "pair": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+             {"Sequence": {"id": "B", "type_id": 1}}],
     "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
   "model": {"type": "WordLevel", "vocab": {"?": 0, "<s>": 1, "one": 2, "two": 3, "three": 4}, "unk_token": "?"}})";
 
