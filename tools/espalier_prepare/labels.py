@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Raw label values -> numbers: class indices (int64) or targets (float32). The file records the order of the class names."""
+"""Raw label values -> numbers: class indices (int64) or targets (float32). The class order is recorded."""
 
 from __future__ import annotations
 

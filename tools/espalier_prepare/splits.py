@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which split a row belongs to: given by its file, by a column, or by a hash of a column (which added rows leave alone)."""
+"""Which split a row belongs to: given by its file, by a column, or by a hash of a column."""
 
 from __future__ import annotations
 
