@@ -48,7 +48,8 @@ std::vector<std::string> names_in(const fs::path& root) {
   return names;
 }
 
-/// Every step's folder whose publishing or removal a killed run did not finish.
+/// Every step's folder whose publishing or removal a killed run did not finish. For the writer of `root` only: a reader
+/// would take a running save for a dead one.
 void settle_all_leftovers(const fs::path& root) {
   std::set<fs::path> folders;
   for (const fs::path name : names_in(root)) {
@@ -217,10 +218,7 @@ Manifest CheckpointStore::verify_over_ranks(std::int64_t step) const {
 std::unique_ptr<LoadedCheckpoint> CheckpointStore::load_latest() {
   std::string listed;
   together(control_, "listing the checkpoints", [&] {
-    if (control_.rank() != 0) return;
-    const std::string leftover = failure_of([&] { settle_all_leftovers(root_); });
-    if (!leftover.empty()) log_warning("checkpoint", "leftovers of a killed save stay: {}", leftover);
-    listed = nlohmann::json(steps()).dump();
+    if (control_.rank() == 0) listed = nlohmann::json(steps()).dump();
   });
   const auto candidates =
       nlohmann::json::parse(dist::broadcast_text(control_, listed)).get<std::vector<std::int64_t>>();

@@ -185,6 +185,25 @@ TEST(KilledSave, LeavesTheOlderCheckpointOrTheWholeNewOneWhereverItDies) {
   }
 }
 
+TEST(KilledSave, IsSweptAwayByTheNextSaveOfAnyStep) {
+  const TemporaryFolder root;
+  dist::SoloCommunicator solo;
+  CheckpointStore store(root.path(), solo, /*keep=*/0);
+  const int status = in_child([&] {
+    store.set_fault_hook([&](std::string_view action, const fs::path&) {
+      if (action == "commit") raise(SIGKILL);
+    });
+    store.save(20, all_tensors(1), {});
+  });
+  ASSERT_TRUE(WIFSIGNALED(status));
+  ASSERT_TRUE(fs::exists(root.path() / "step_00000020.tmp"));
+  fs::create_directory(root.path() / "notes.tmp");  // not ours
+  store.save(30, all_tensors(2), {});
+  EXPECT_FALSE(fs::exists(root.path() / "step_00000020.tmp"));
+  EXPECT_TRUE(fs::exists(root.path() / "notes.tmp"));
+  expect_latest_is(root.path(), 30, 2);
+}
+
 TEST(KilledSave, NeverLeavesAPartAtRandomMoments) {
   const TemporaryFolder root;
   dist::SoloCommunicator solo;

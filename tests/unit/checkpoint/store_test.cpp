@@ -141,6 +141,7 @@ TEST_P(StoreOnRanks, DoesNotSeeAFolderWithoutManifestNorATemporaryOne) {
   fs::rename(root_ / "step_00000030", root_ / "step_00000030.tmp");
   fs::create_directories(root_ / "step_40");
   EXPECT_EQ(latest_step_on(GetParam(), root_), 10);
+  EXPECT_TRUE(fs::exists(root_ / "step_00000030.tmp")) << "a reader cannot know that its writer is dead";
   run_ranks(GetParam(), [&](Communicator& world) {
     CheckpointStore store(root_, world, 0);
     EXPECT_EQ(store.steps(), std::vector<std::int64_t>{10});
@@ -279,6 +280,7 @@ TEST_F(ForgedManifest, OfANewerFormatIsRefusedNamingBothVersions) {
 
 TEST_F(ForgedManifest, ThatNamesAFileOutsideTheFolderIsRefused) {
   forge([](nlohmann::json& manifest) { manifest["files"]["../other.h5"] = manifest["files"]["rank_0000.h5"]; });
+  fs::copy_file(folder_ / "rank_0000.h5", root_.path() / "other.h5");  // a good file, but not of this folder
   expect_error<IoError>([&] { open_checkpoint(folder_); }, {"../other.h5"});
 }
 
