@@ -1,4 +1,79 @@
 // SPDX-License-Identifier: Apache-2.0
+// espalier <command>: finds the subcommand and maps what it throws to an exit code (docs/exit_codes.md).
+#include <spdlog/fmt/fmt.h>
+
+#include <algorithm>
 #include <cstdio>
-#include "model/backbone.h"
-int main() { std::printf("%lld\n", (long long)at::zeros({3}).numel()); }
+#include <exception>
+
+#include "common/counting_allocator.h"
+#include "common/error.h"
+#include "launch/commands.h"
+#include "launch/session.h"
+
+namespace espalier::launch {
+namespace {
+
+struct Command {
+  const char* name;
+  const char* summary;
+  int (*run)(const Arguments&);
+};
+
+constexpr Command kCommands[] = {
+    {"train", "fine-tune; alone or under mpirun", run_train},
+    {"evaluate", "metrics of a split with a run's or an adapter's weights", run_evaluate},
+    {"predict", "logits of a split or of plain arrays, on any layout", run_predict},
+    {"export", "write a run's trained tensors as an adapter folder", run_export},
+    {"inspect", "say what a model folder, dataset, run, checkpoint or adapter holds", run_inspect},
+    {"info", "versions, devices and build", run_info},
+};
+
+std::string usage() {
+  std::string text = "usage: espalier <command> [options]\n\n";
+  for (const auto& command : kCommands) {
+    text += fmt::format("  {:<10} {}\n", command.name, command.summary);
+  }
+  return text + "\nEach command has --help. Several ranks: mpirun -np N espalier <command> ...\n";
+}
+
+int run(const Arguments& words) {
+  if (words.empty() || words.front() == "--help" || words.front() == "-h") {
+    print_once(usage());
+    return static_cast<int>(words.empty() ? ExitCode::kConfig : ExitCode::kOk);
+  }
+  const auto* command =
+      std::find_if(std::begin(kCommands), std::end(kCommands), [&](const Command& known) { return words.front() == known.name; });
+  if (command == std::end(kCommands)) {
+    throw ConfigError(fmt::format("espalier: expected a command, found '{}'\n{}", words.front(), usage()));
+  }
+  return command->run(Arguments(words.begin() + 1, words.end()));
+}
+
+}  // namespace
+
+bool wants_help(const Arguments& arguments) {
+  return std::any_of(arguments.begin(), arguments.end(), [](const std::string& word) { return word == "--help" || word == "-h"; });
+}
+
+void print_once(const std::string& text) {
+  if (launcher_rank() == 0) {
+    std::fputs(text.c_str(), stdout);
+    std::fflush(stdout);
+  }
+}
+
+}  // namespace espalier::launch
+
+int main(int argc, char** argv) {
+  espalier::install_counting_allocator();
+  try {
+    return espalier::launch::run(espalier::launch::Arguments(argv + 1, argv + argc));
+  } catch (const espalier::Error& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return static_cast<int>(error.exit_code());
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return static_cast<int>(espalier::ExitCode::kInternal);
+  }
+}

@@ -1,1 +1,458 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "train/trainer.h"
+
+#include <ATen/ATen.h>
+#include <spdlog/fmt/fmt.h>
+
+#include <cmath>
+#include <numeric>
+#include <set>
+#include <sstream>
+
+#include "common/check.h"
+#include "common/durable_file.h"
+#include "common/error.h"
+#include "common/log.h"
+#include "dist/agree.h"
+#include "model/loss.h"
+#include "train/device.h"
+#include "train/evaluation.h"
+
+namespace espalier::train {
+
+/// What every rank knows of a step once it is exchanged.
+struct Trainer::StepReport {
+  double loss = 0;
+  double gradient_norm = 0;
+  double learning_rate = 0;
+  std::int64_t epoch = 0;
+  std::int64_t rows = 0;
+  std::int64_t tokens = 0;
+  bool stop_requested = false;
+};
+
+namespace {
+
+constexpr const char* kTrainedPrefix = "trained/";
+constexpr const char* kMomentPrefix = "optimizer/";
+constexpr const char* kBestPrefix = "best/";
+
+/// The lines that differ between two option texts, as "key = stored -> key = now".
+std::string describe_difference(const std::string& stored, const std::string& now) {
+  const auto lines_of = [](const std::string& text) {
+    std::istringstream stream(text);
+    std::set<std::string> lines;
+    for (std::string line; std::getline(stream, line);) {
+      lines.insert(line);
+    }
+    return lines;
+  };
+  const auto stored_lines = lines_of(stored);
+  const auto now_lines = lines_of(now);
+  std::string text;
+  for (const auto& line : stored_lines) {
+    text += now_lines.contains(line) ? "" : fmt::format("\n  checkpoint: {}", line);
+  }
+  for (const auto& line : now_lines) {
+    text += stored_lines.contains(line) ? "" : fmt::format("\n  now:        {}", line);
+  }
+  return text;
+}
+
+data::Sampler make_sampler(const TrainerConfig& config, const data::Dataset& dataset) {
+  const auto& split = dataset.split("train");
+  return data::Sampler(split.num_rows(), config.train.seed, config.data, [&split](std::int64_t row) { return split.length(row); });
+}
+
+}  // namespace
+
+Trainer::Trainer(const TrainerConfig& config, Worker& worker, const data::Dataset& dataset, ByteLedger& ledger,
+                 const std::atomic<bool>& stop_requested)
+    : config_(config),
+      worker_(worker),
+      dataset_(dataset),
+      ledger_(ledger),
+      stop_requested_(stop_requested),
+      sampler_(make_sampler(config, dataset)),
+      folder_(config.run_folder),
+      metric_(config.train.best_metric == "auto" ? default_metric(dataset.info().task) : config.train.best_metric),
+      progress_(worker.control().rank() == 0) {
+  require_metric(dataset.info().task, metric_);
+  const auto& trained = worker.method().trained();
+  std::vector<at::Tensor> active_tensors;
+  std::vector<optim::Parameter> parameters;
+  for (int i = 0; i < static_cast<int>(trained.size()); ++i) {
+    const auto& tensor = trained[static_cast<std::size_t>(i)];
+    if (!tensor.is_inert) {
+      active_.push_back(i);
+      active_tensors.push_back(tensor.value);
+      parameters.push_back({tensor.name, tensor.value, tensor.decays});
+    }
+  }
+  auto counts = at::zeros({worker.place().num_stages}, at::kLong);
+  if (worker.place().replica_index == 0) {
+    counts[worker.place().stage_index] = static_cast<std::int64_t>(active_.size());
+  }
+  worker.control().all_reduce(counts).wait();
+  tensors_of_stage_.assign(counts.const_data_ptr<std::int64_t>(), counts.const_data_ptr<std::int64_t>() + counts.numel());
+  sync_ = dist::make_gradient_sync(config.gradient_sync, *worker.mesh().replicas, active_tensors);
+  optimizer_ = std::make_unique<optim::AdamW>(config.optimizer, std::move(parameters));
+  store_ = std::make_unique<checkpoint::CheckpointStore>(folder_.checkpoints(), worker.control(),
+                                                         static_cast<int>(config.checkpoint.keep));
+}
+
+Trainer::~Trainer() = default;
+
+bool Trainer::is_writer() const { return worker_.control().rank() == 0; }
+
+std::int64_t Trainer::num_steps() const {
+  return config_.train.max_steps > 0 ? config_.train.max_steps : config_.train.epochs * sampler_.steps_per_epoch();
+}
+
+std::map<std::string, at::Tensor> Trainer::trained_by_name() const {
+  std::map<std::string, at::Tensor> tensors;
+  for (const auto& tensor : worker_.method().trained()) {
+    tensors.emplace(tensor.name, tensor.value.detach());
+  }
+  return tensors;
+}
+
+void Trainer::check_gradient_flow(const std::vector<int>& contributions, bool had_micro_batches) const {
+  std::vector<std::string> missing;
+  for (std::size_t i = 0; had_micro_batches && i < active_.size(); ++i) {
+    if (contributions[i] == 0) {
+      missing.push_back(worker_.method().trained()[static_cast<std::size_t>(active_[i])].name);
+    }
+  }
+  const auto text = missing.empty() ? std::string()
+                                    : fmt::format("gradient flow: expected a gradient for every trained tensor in the first step, "
+                                                  "found none for {} of {}: {}",
+                                                  missing.size(), active_.size(), fmt::join(missing, ", "));
+  dist::require_all(worker_.control(), text, static_cast<int>(ExitCode::kInternal), "gradient-flow check");
+}
+
+Trainer::StepReport Trainer::run_step(std::int64_t step) {
+  const auto& place = worker_.place();
+  const auto& split = dataset_.split("train");
+  const auto batch = sampler_.batch(step);
+  const auto num_micro_batches = static_cast<int>(batch.micro_batches.size());
+  const auto range = dist::plan_micro_batches(num_micro_batches, place.num_replicas, place.replica_index);
+
+  StepReport report;
+  report.epoch = batch.epoch;
+  report.rows = batch.num_rows;
+  std::vector<MicroBatch> micro_batches;
+  for (int m = range.first; m < range.end; ++m) {
+    micro_batches.push_back(make_micro_batch(m, split.collate(batch.micro_batches[static_cast<std::size_t>(m)],
+                                                                      config_.data.max_length, config_.data.pad_multiple,
+                                                                      config_.data.fixed_length)));
+    report.tokens += micro_batches.back().shape.rows * micro_batches.back().shape.tokens;
+  }
+
+  // Position in active_ of each trained tensor, -1 for inert ones.
+  std::vector<int> active_index(worker_.method().trained().size(), -1);
+  for (std::size_t i = 0; i < active_.size(); ++i) {
+    active_index[static_cast<std::size_t>(active_[i])] = static_cast<int>(i);
+  }
+  std::vector<int> contributions(active_.size(), 0);
+  const auto task = dataset_.info().task;
+  const auto loss = [&](const at::Tensor& logits, const model::NamedTensors& inputs) {
+    const auto labels = inputs.at("labels").to(logits.device());
+    return task == data::TaskKind::kClassification ? model::classification_loss(logits, labels, batch.num_rows)
+                                                   : model::regression_loss(logits, labels, batch.num_rows);
+  };
+  sync_->begin(num_micro_batches, range);
+  const RandomKey key{config_.train.seed, static_cast<std::uint64_t>(step), 0};
+  const auto losses = worker_.executor().train_step(
+      dist::schedule_kind_from(config_.parallel.schedule), micro_batches, key, loss, [&](int m, int index, at::Tensor gradient) {
+        const int active = active_index[static_cast<std::size_t>(index)];
+        if (active >= 0) {
+          contributions[static_cast<std::size_t>(active)] += gradient.defined() ? 1 : 0;
+          sync_->ready(active, m, std::move(gradient));
+        }
+      });
+  auto gradients = sync_->finish();
+  if (step == start_step_) {
+    check_gradient_flow(contributions, range.size() > 0);
+  }
+
+  // One exchange a step. A loss or norm is written by one rank and zero elsewhere, so the sum is exact and alike everywhere.
+  // Layout: [stop, tokens, losses by micro-batch, squared norms by (stage, tensor)].
+  const std::int64_t norms_begin = 2 + num_micro_batches;
+  const std::int64_t total_tensors = std::accumulate(tensors_of_stage_.begin(), tensors_of_stage_.end(), std::int64_t{0});
+  const std::int64_t own_begin =
+      std::accumulate(tensors_of_stage_.begin(), tensors_of_stage_.begin() + place.stage_index, norms_begin);
+  auto exchange = at::zeros({norms_begin + total_tensors}, at::kDouble);
+  auto* slots = exchange.mutable_data_ptr<double>();
+  slots[0] = stop_requested_.load() ? 1 : 0;
+  if (place.is_first_stage()) {
+    slots[1] = static_cast<double>(report.tokens);
+  }
+  for (std::size_t i = 0; i < losses.size(); ++i) {
+    slots[2 + micro_batches[i].index] = losses[i];
+  }
+  if (place.replica_index == 0) {
+    const auto squared = optim::squared_norms(gradients);
+    std::copy(squared.begin(), squared.end(), slots + own_begin);
+  }
+  worker_.control().all_reduce(exchange).wait();
+  slots = exchange.mutable_data_ptr<double>();
+
+  report.stop_requested = slots[0] > 0;
+  report.tokens = static_cast<std::int64_t>(slots[1]);
+  report.loss = std::accumulate(slots + 2, slots + norms_begin, 0.0);
+  report.gradient_norm = optim::combine_norm({slots + norms_begin, slots + norms_begin + total_tensors});
+  report.learning_rate = optim::learning_rate_at(config_.optimizer, step, num_steps());
+  if (!std::isfinite(report.loss) || !std::isfinite(report.gradient_norm)) {
+    throw NumericError(fmt::format("step {}: expected a finite loss and gradient norm, found loss {} and norm {}; lower "
+                                   "optimizer.learning_rate, use model.compute_type=fp32 or bf16, or look at the rows of this batch",
+                                   step + 1, report.loss, report.gradient_norm));
+  }
+  optim::clip_by_norm(gradients, report.gradient_norm, config_.optimizer.clip_norm);
+  optimizer_->step(gradients, report.learning_rate);
+  return report;
+}
+
+void Trainer::run_evaluation(std::int64_t steps_done) {
+  if (!dataset_.has_split("validation")) {
+    return;
+  }
+  const auto metrics = evaluate(worker_, dataset_, "validation", config_.data, config_.train.evaluation_batch_size);
+  const double value = metrics.at(metric_);
+  const bool is_best = !best_value_ || is_better(metric_, value, *best_value_);
+  if (is_best) {
+    best_value_ = value;
+    best_step_ = steps_done;
+    evaluations_since_best_ = 0;
+    if (config_.train.restore_best) {
+      for (const auto& [name, tensor] : trained_by_name()) {
+        best_tensors_[name] = tensor.clone();
+      }
+    }
+  } else {
+    ++evaluations_since_best_;
+  }
+  progress_.end_line();
+  log_info("train", "validation after step {}: {} {:.4f}{}, loss {:.4f}", steps_done, metric_, value, is_best ? " (best)" : "",
+           metrics.at("loss"));
+  if (is_writer()) {
+    nlohmann::json record = {{"kind", "evaluation"}, {"split", "validation"}, {"step", steps_done}, {"is_best", is_best}};
+    record.update(nlohmann::json(metrics));
+    folder_.append_metrics(record);
+  }
+}
+
+void Trainer::save(std::int64_t steps_done) {
+  if (last_saved_step_ == steps_done) {
+    return;
+  }
+  checkpoint::NamedTensors tensors;
+  if (worker_.place().replica_index == 0) {
+    for (const auto& [name, tensor] : trained_by_name()) {
+      tensors.emplace(kTrainedPrefix + name, tensor);
+    }
+    for (const auto& [name, tensor] : optimizer_->state()) {
+      tensors.emplace(kMomentPrefix + name, tensor);
+    }
+    for (const auto& [name, tensor] : best_tensors_) {
+      tensors.emplace(kBestPrefix + name, tensor);
+    }
+  }
+  nlohmann::json state = {{"step", steps_done},
+                          {"options", config_.numeric_options},
+                          {"threads", config_.threads},
+                          {"base_model_digest", worker_.weights().digest()},
+                          {"dataset_digest", dataset_.info().content_digest},
+                          {"best_step", best_step_},
+                          {"evaluations_since_best", evaluations_since_best_}};
+  if (best_value_) {
+    state["best_value"] = *best_value_;
+  }
+  const auto path = store_->save(steps_done, tensors, state);
+  last_saved_step_ = steps_done;
+  progress_.end_line();
+  log_info("checkpoint", "saved {}", path.string());
+}
+
+void Trainer::resume() {
+  const auto& mode = config_.checkpoint.resume;
+  if (mode == "never") {
+    const bool is_used = dist::agree_any(worker_.control(), !store_->steps().empty());
+    if (is_used) {
+      throw ConfigError(fmt::format("checkpoint.resume=never: expected a run folder without checkpoints, found some in {}; choose "
+                                    "another run.folder or resume=auto",
+                                    folder_.checkpoints().string()));
+    }
+    return;
+  }
+  const auto loaded = store_->load_latest();
+  if (!loaded) {
+    if (mode == "must") {
+      throw ConfigError(fmt::format("checkpoint.resume=must: expected a good checkpoint in {}, found none",
+                                    folder_.checkpoints().string()));
+    }
+    return;
+  }
+  const auto& state = loaded->state();
+  const auto require_same = [&](const char* key, const std::string& now, const char* what) {
+    const auto stored = state.value(key, std::string());
+    if (stored != now) {
+      throw ConfigError(fmt::format("{}: the checkpoint was made with another {}; expected {}, found {}", loaded->folder().string(),
+                                    what, stored, now));
+    }
+  };
+  const auto stored_options = state.value("options", std::string());
+  if (stored_options != config_.numeric_options) {
+    throw ConfigError(fmt::format("{}: the checkpoint was made with other options; give these back, or choose another run.folder:{}",
+                                  loaded->folder().string(), describe_difference(stored_options, config_.numeric_options)));
+  }
+  require_same("base_model_digest", worker_.weights().digest(), "backbone (model.path)");
+  require_same("dataset_digest", dataset_.info().content_digest, "dataset (data.path)");
+  if (state.value("threads", 0) != config_.threads) {
+    log_warning("checkpoint", "made with {} threads per rank, now {}: results may differ in the last bits", state.value("threads", 0),
+                config_.threads);
+  }
+  const at::NoGradGuard no_grad;
+  for (const auto& [name, tensor] : trained_by_name()) {
+    loaded->read_into(kTrainedPrefix + name, tensor);
+  }
+  for (const auto& [name, tensor] : optimizer_->state()) {
+    loaded->read_into(kMomentPrefix + name, tensor);
+  }
+  best_step_ = state.value("best_step", std::int64_t{-1});
+  if (state.contains("best_value")) {
+    best_value_ = state.at("best_value").get<double>();
+  }
+  if (best_step_ >= 0 && config_.train.restore_best) {
+    for (const auto& [name, tensor] : trained_by_name()) {
+      auto best = at::empty_like(tensor);
+      loaded->read_into(kBestPrefix + name, best);
+      best_tensors_[name] = best;
+    }
+  }
+  evaluations_since_best_ = state.value("evaluations_since_best", std::int64_t{0});
+  start_step_ = loaded->step();
+  last_saved_step_ = start_step_;
+  optimizer_->set_num_steps(start_step_);
+  if (is_writer()) {
+    folder_.truncate_metrics(start_step_);
+  }
+  log_info("checkpoint", "resumed from {} at step {} of {}", loaded->folder().string(), start_step_, num_steps());
+}
+
+void Trainer::record_memory() {
+  std::int64_t trained = 0;
+  for (const auto& tensor : worker_.method().trained()) {
+    trained += static_cast<std::int64_t>(tensor.value.nbytes());
+  }
+  ledger_.set_memory(MemoryKind::kFrozen, worker_.slice().frozen_bytes());
+  ledger_.set_memory(MemoryKind::kTrained, trained);
+  ledger_.set_memory(MemoryKind::kGradient, trained);
+  ledger_.set_memory(MemoryKind::kOptimizer, optimizer_->state_bytes());
+}
+
+nlohmann::json Trainer::summarize(std::int64_t steps_done, bool is_stopped) {
+  const auto& place = worker_.place();
+  const auto parameters = worker_.count_parameters();
+  auto& control = worker_.control();
+  auto bytes = at::zeros({control.num_ranks(), 5}, at::kLong);
+  auto own = bytes[control.rank()];
+  own[0] = peak_allocated_bytes(worker_.device());
+  own[1] = ledger_.memory(MemoryKind::kFrozen);
+  own[2] = ledger_.memory(MemoryKind::kTrained);
+  own[3] = ledger_.memory(MemoryKind::kOptimizer);
+  own[4] = reduced_bytes_;
+  control.all_reduce(bytes).wait();
+  const auto column = [&](std::int64_t index) {
+    const auto values = bytes.select(1, index).contiguous();
+    return std::vector<std::int64_t>(values.const_data_ptr<std::int64_t>(), values.const_data_ptr<std::int64_t>() + values.numel());
+  };
+  nlohmann::json record = {{"steps", steps_done},
+                           {"is_stopped", is_stopped},
+                           {"method", worker_.method().name()},
+                           {"stages", place.num_stages},
+                           {"replicas", place.num_replicas},
+                           {"threads", config_.threads},
+                           {"trained_parameters", parameters.trained},
+                           {"frozen_parameters", parameters.frozen},
+                           {"peak_allocated_bytes", column(0)},
+                           {"frozen_bytes", column(1)},
+                           {"trained_bytes", column(2)},
+                           {"optimizer_bytes", column(3)},
+                           {"reduced_bytes_per_step", column(4)},
+                           {"samples_per_second", progress_.rows_per_second()},
+                           {"tokens_per_second", progress_.tokens_per_second()},
+                           {"train_seconds", progress_.seconds()},
+                           {"steps_this_run", progress_.steps()}};
+  if (best_value_) {
+    record["best"] = {{"metric", metric_}, {"value", *best_value_}, {"step", best_step_}};
+  }
+  return record;
+}
+
+TrainSummary Trainer::run() {
+  if (is_writer()) {
+    folder_.create();
+  }
+  worker_.control().barrier();
+  resume();
+  record_memory();
+  const auto steps = num_steps();
+  const auto per_epoch = sampler_.steps_per_epoch();
+  const auto is_due = [&](std::int64_t done, std::int64_t every) {
+    return done == steps || (every > 0 ? done % every == 0 : done % per_epoch == 0);
+  };
+  bool is_stopped = false;
+  std::int64_t done = start_step_;
+  progress_.resume();
+  while (done < steps) {
+    const auto reduced_before =
+        ledger_.traffic("all_gather", "gradient") + ledger_.traffic("all_reduce", "gradient");
+    const double seconds_before = progress_.seconds();
+    const auto report = run_step(done);
+    reduced_bytes_ = ledger_.traffic("all_gather", "gradient") + ledger_.traffic("all_reduce", "gradient") - reduced_before;
+    ++done;
+    progress_.step({done, steps, report.epoch, report.loss, report.rows, report.tokens, peak_allocated_bytes(worker_.device())});
+    progress_.pause();
+    if (is_writer()) {
+      folder_.append_metrics({{"kind", "train"},
+                              {"step", done},
+                              {"epoch", report.epoch},
+                              {"loss", report.loss},
+                              {"gradient_norm", report.gradient_norm},
+                              {"learning_rate", report.learning_rate},
+                              {"rows", report.rows},
+                              {"tokens", report.tokens},
+                              {"seconds", progress_.seconds() - seconds_before}});
+    }
+    if (is_due(done, config_.train.evaluate_every_steps)) {
+      run_evaluation(done);
+    }
+    is_stopped = report.stop_requested || (done == config_.train.stop_at_step && done < steps);
+    const bool has_lost_patience = config_.train.patience > 0 && evaluations_since_best_ >= config_.train.patience;
+    if (is_stopped || has_lost_patience || is_due(done, config_.checkpoint.every_steps)) {
+      save(done);
+    }
+    progress_.resume();
+    if (is_stopped || has_lost_patience) {
+      if (has_lost_patience) {
+        log_info("train", "no better {} in {} evaluations: stopping early after step {}", metric_, evaluations_since_best_, done);
+      }
+      break;
+    }
+  }
+  progress_.pause();
+  if (!is_stopped && config_.train.restore_best && !best_tensors_.empty()) {
+    worker_.load_trained(best_tensors_);
+  }
+  TrainSummary summary{done, is_stopped, best_value_.value_or(0), metric_, best_step_, summarize(done, is_stopped)};
+  if (!is_stopped && dataset_.has_split("test")) {
+    summary.record["test"] = evaluate(worker_, dataset_, "test", config_.data, config_.train.evaluation_batch_size);
+  }
+  if (is_writer()) {
+    write_file_durably(folder_.summary_file(), summary.record.dump(2) + "\n");
+  }
+  return summary;
+}
+
+}  // namespace espalier::train

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launch/adapter_files.h"
+
+#include <spdlog/fmt/fmt.h>
+
+#include "common/error.h"
+#include "common/log.h"
+#include "dist/agree.h"
+#include "train/run_folder.h"
+
+namespace espalier::launch {
+
+nlohmann::json describe_adapter(const OptionTable& table, const peft::Method& method, const std::string& base_model_digest,
+                                const data::DatasetInfo& dataset) {
+  nlohmann::json description = {{"method", method.name()},
+                                {"options", adapter_options(table)},
+                                {"base_model_digest", base_model_digest},
+                                {"task", data::to_string(dataset.task)},
+                                {"num_labels", dataset.num_labels},
+                                {"label_names", dataset.label_names}};
+  for (const auto& [key, json_text] : method.describe_export()) {
+    description["facts"][key] = nlohmann::json::parse(json_text);
+  }
+  return description;
+}
+
+void describe(OptionTable& table, WeightsRequest& request) {
+  table.add("run", request.run).help("Run folder whose options and adapter are used.");
+  table.add("adapter", request.adapter).help("Adapter folder; default: the run's. Without run and adapter: the bare backbone.");
+}
+
+void require_same_vocabulary(const model::Backbone& backbone, const data::DatasetInfo& dataset) {
+  if (dataset.vocab_size > backbone.vocab_size) {
+    throw ConfigError(fmt::format("{}: expected token ids below the {} of the backbone's vocabulary, found a tokenizer of {}; prepare "
+                                  "the data with the tokenizer of {}",
+                                  dataset.path.string(), backbone.vocab_size, dataset.vocab_size, backbone.folder.string()));
+  }
+}
+
+namespace {
+
+/// The text after `flag` ("--flag value" or "--flag=value"), or nothing.
+std::string flag_value(const Arguments& arguments, const std::string& flag) {
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    if (arguments[i] == flag && i + 1 < arguments.size()) {
+      return arguments[i + 1];
+    }
+    if (arguments[i].starts_with(flag + "=")) {
+      return arguments[i].substr(flag.size() + 1);
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+std::unique_ptr<train::Worker> make_worker_with_weights(Session& session, const Arguments& arguments, OptionTable& table, RunConfig& run,
+                                                        WeightsRequest& request) {
+  // Run and adapter decide which files come before the flags, so they are looked for first.
+  request.run = flag_value(arguments, "--run");
+  request.adapter = flag_value(arguments, "--adapter");
+  const train::RunFolder folder(request.run);
+  const std::string adapter_folder = !request.adapter.empty() ? request.adapter : request.run.empty() ? "" : folder.adapter().string();
+  if (!request.run.empty()) {
+    table.read_text(session.read_text(folder.config_file()), folder.config_file());
+  }
+  std::optional<checkpoint::Adapter> adapter;
+  std::int64_t num_labels = 0;
+  if (!adapter_folder.empty()) {
+    adapter = checkpoint::read_adapter(adapter_folder);
+    num_labels = adapter->description.value("num_labels", std::int64_t{0});
+    if (request.run.empty()) {
+      table.read_text(adapter->description.value("options", std::string()), adapter_folder + "/adapter.json");
+    }
+  } else {
+    run.peft.method = "probe";  // the bare backbone: nothing is added, only the folder's own head
+  }
+  read_arguments(table, arguments, [&](const std::string& path) { return session.read_text(path); });
+  if (run.model.path.empty()) {
+    throw ConfigError("model.path: expected a Hugging Face model folder, found nothing; give --model.path or --run");
+  }
+  dist::require_equal(session.control(), table.canonical_text(), "configuration");
+  session.set_threads(static_cast<int>(run.parallel.threads));
+  auto worker = std::make_unique<train::Worker>(train::WorkerConfig{run.model, run.parallel, run.peft, run.train.seed, num_labels},
+                                                session.ranks(run.model.device));
+  if (adapter) {
+    const auto made_for = adapter->description.value("base_model_digest", std::string());
+    if (made_for != worker->weights().digest()) {
+      throw ConfigError(fmt::format("{}: expected a backbone with digest {}, found {} in {}; give the model folder the adapter was "
+                                    "trained on",
+                                    adapter_folder, made_for, worker->weights().digest(), run.model.path));
+    }
+    worker->load_trained(adapter->tensors);
+  }
+  return worker;
+}
+
+}  // namespace espalier::launch

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// espalier evaluate
+#include "common/error.h"
+#include "launch/adapter_files.h"
+#include "launch/commands.h"
+#include "train/evaluation.h"
+
+namespace espalier::launch {
+
+int run_evaluate(const Arguments& arguments) {
+  RunConfig run;
+  WeightsRequest request;
+  std::string split = "test";
+  OptionTable table;
+  describe(table, run);
+  describe(table, request);
+  table.add("split", split).help("Split of the dataset to evaluate.");
+  if (wants_help(arguments)) {
+    print_once("usage: espalier evaluate --run FOLDER [--split NAME] [--section.key=value ...]\n\n" + table.help());
+    return static_cast<int>(ExitCode::kOk);
+  }
+  return run_in_session([&](Session& session) {
+    const auto worker = make_worker_with_weights(session, arguments, table, run, request);
+    const auto dataset = data::Dataset::open(run.data.path);
+    require_same_vocabulary(worker->backbone(), dataset.info());
+    const auto metrics = train::evaluate(*worker, dataset, split, run.data, run.train.evaluation_batch_size);
+    print_once(nlohmann::json(metrics).dump(2) + "\n");
+    return static_cast<int>(ExitCode::kOk);
+  });
+}
+
+}  // namespace espalier::launch

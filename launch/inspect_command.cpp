@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+// espalier inspect PATH: says what a model folder, dataset, run folder, checkpoint or adapter holds.
+#include <spdlog/fmt/fmt.h>
+
+#include <numeric>
+
+#include "checkpoint/adapter.h"
+#include "checkpoint/store.h"
+#include "common/durable_file.h"
+#include "common/error.h"
+#include "data/dataset.h"
+#include "launch/commands.h"
+#include "launch/run_config.h"
+#include "model/slice.h"
+#include "train/run_folder.h"
+
+namespace espalier::launch {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct InspectRequest {
+  peft::MethodConfig peft;
+  train::ParallelConfig parallel;
+  std::int64_t num_labels = 0;
+};
+
+std::string row(const std::string& name, const std::string& value) { return fmt::format("  {:<22} {}\n", name, value); }
+
+std::string describe_model(const fs::path& folder, const InspectRequest& request) {
+  const auto backbone = model::read_backbone(folder, {request.num_labels, "auto"});
+  const auto weights = model::open_model_folder(folder);
+  std::int64_t stored = 0;
+  for (const auto& name : weights->names()) {
+    const auto shape = weights->shape(name);
+    stored += std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
+  }
+  std::string text = fmt::format("{}: a {} model\n", folder.string(), backbone.family->model_type());
+  text += row("blocks", fmt::format("{}", backbone.num_blocks())) + row("width", fmt::format("{}", backbone.width)) +
+          row("vocabulary", fmt::format("{}", backbone.vocab_size)) + row("stored parameters", fmt::format("{}", stored)) +
+          row("digest", weights->digest());
+  const auto count = peft::count_trained(request.peft, backbone);
+  text += row("trained by " + request.peft.method, fmt::format("{} + head {}", count.method, count.head));
+  const auto stages = model::plan_stages(backbone, static_cast<int>(request.parallel.stages), request.parallel.first_blocks);
+  for (std::size_t stage = 0; stage < stages.size(); ++stage) {
+    text += row(fmt::format("stage {}", stage), fmt::format("{} to {}", backbone.chain[static_cast<std::size_t>(stages[stage].first)].name,
+                                                            backbone.chain[static_cast<std::size_t>(stages[stage].end - 1)].name));
+  }
+  return text;
+}
+
+std::string describe_dataset(const fs::path& file) {
+  const auto dataset = data::Dataset::open(file);
+  const auto& info = dataset.info();
+  std::string text = fmt::format("{}: a {} dataset\n", file.string(), data::to_string(info.task));
+  text += row("labels", fmt::format("{} ({})", info.num_labels, fmt::join(info.label_names, ", "))) +
+          row("vocabulary", fmt::format("{}", info.vocab_size)) + row("tokenizer digest", info.tokenizer_digest) +
+          row("content digest", info.content_digest);
+  for (const char* name : {"train", "validation", "test"}) {
+    if (dataset.has_split(name)) {
+      text += row(name, fmt::format("{} rows", dataset.split(name).num_rows()));
+    }
+  }
+  return text;
+}
+
+std::string describe_checkpoint(const fs::path& folder) {
+  const auto loaded = checkpoint::open_checkpoint(folder);
+  return fmt::format("{}: a checkpoint\n{}{}{}", folder.string(), row("step", fmt::format("{}", loaded->step())),
+                     row("tensors", fmt::format("{}", loaded->names().size())), "  state " + loaded->state().dump(2) + "\n");
+}
+
+std::string describe_adapter_folder(const fs::path& folder) {
+  const auto adapter = checkpoint::read_adapter(folder);
+  std::int64_t parameters = 0;
+  for (const auto& [name, tensor] : adapter.tensors) {
+    parameters += tensor.numel();
+  }
+  return fmt::format("{}: an adapter\n{}{}", folder.string(), row("parameters", fmt::format("{}", parameters)),
+                     adapter.description.dump(2) + "\n");
+}
+
+std::string describe_run(const train::RunFolder& folder) {
+  std::string text = folder.path().string() + ": a run\n";
+  if (fs::exists(folder.checkpoints())) {
+    for (const auto& entry : fs::directory_iterator(folder.checkpoints())) {
+      text += row("checkpoint", entry.path().filename().string());
+    }
+  }
+  return text + (fs::exists(folder.summary_file()) ? read_file(folder.summary_file()) : row("summary", "none yet: the run has not ended"));
+}
+
+std::string describe_path(const fs::path& path, const InspectRequest& request) {
+  if (!fs::exists(path)) {
+    throw ConfigError(fmt::format("{}: expected a file or folder, found nothing", path.string()));
+  }
+  if (!fs::is_directory(path)) {
+    return describe_dataset(path);
+  }
+  if (fs::exists(path / "manifest.json")) {
+    return describe_checkpoint(path);
+  }
+  if (fs::exists(path / "adapter.json")) {
+    return describe_adapter_folder(path);
+  }
+  if (fs::exists(path / "config.json")) {
+    return describe_model(path, request);
+  }
+  const train::RunFolder folder(path);
+  if (fs::exists(folder.config_file())) {
+    return describe_run(folder);
+  }
+  throw ConfigError(fmt::format("{}: expected a model folder (config.json), a run (config.ini), a checkpoint (manifest.json), an adapter "
+                                "(adapter.json) or a dataset file, found none of them",
+                                path.string()));
+}
+
+}  // namespace
+
+int run_inspect(const Arguments& arguments) {
+  InspectRequest request;
+  OptionTable table;
+  peft::describe(table, request.peft);
+  train::describe(table, request.parallel);
+  table.add("num_labels", request.num_labels).at_least(0).help("Labels of the head when counting a model. 0: as the folder says.");
+  if (wants_help(arguments) || arguments.empty() || arguments.front().starts_with("--")) {
+    print_once("usage: espalier inspect PATH [--section.key=value ...]\n\n" + table.help());
+    return static_cast<int>(wants_help(arguments) ? ExitCode::kOk : ExitCode::kConfig);
+  }
+  table.read_flags(Arguments(arguments.begin() + 1, arguments.end()));
+  print_once(describe_path(arguments.front(), request));
+  return static_cast<int>(ExitCode::kOk);
+}
+
+}  // namespace espalier::launch

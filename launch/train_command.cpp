@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+// espalier train
+#include <spdlog/fmt/fmt.h>
+
+#include "checkpoint/adapter.h"
+#include "common/durable_file.h"
+#include "common/error.h"
+#include "common/log.h"
+#include "dist/agree.h"
+#include "launch/adapter_files.h"
+#include "launch/commands.h"
+#include "launch/run_config.h"
+#include "launch/session.h"
+#include "train/device.h"
+#include "train/gather.h"
+#include "train/trainer.h"
+
+namespace espalier::launch {
+namespace {
+
+std::string mebibytes(const nlohmann::json& bytes) {
+  std::vector<std::string> texts;
+  for (const auto& value : bytes) {
+    texts.push_back(fmt::format("{:.1f}", value.get<double>() / (1 << 20)));
+  }
+  return fmt::format("{} MiB", fmt::join(texts, ", "));
+}
+
+/// The final table, for people; summary.json holds the same for programs.
+std::string summary_text(const nlohmann::json& record) {
+  const auto row = [](const std::string& name, const std::string& value) { return fmt::format("  {:<26} {}\n", name, value); };
+  std::string text = fmt::format("\n{} on {} stage(s) x {} replica(s), {} thread(s) per rank\n", record["method"].get<std::string>(),
+                                 record["stages"].get<int>(), record["replicas"].get<int>(), record["threads"].get<int>());
+  text += row("steps", fmt::format("{}", record["steps"].get<std::int64_t>()));
+  text += row("trained parameters", fmt::format("{}", record["trained_parameters"].get<std::int64_t>()));
+  text += row("frozen parameters", fmt::format("{}", record["frozen_parameters"].get<std::int64_t>()));
+  text += row("peak bytes by rank", mebibytes(record["peak_allocated_bytes"]));
+  text += row("reduced bytes per step", fmt::format("{}", fmt::join(record["reduced_bytes_per_step"].get<std::vector<std::int64_t>>(), ", ")));
+  text += row("throughput", fmt::format("{:.1f} samples/s, {:.0f} tokens/s", record["samples_per_second"].get<double>(),
+                                        record["tokens_per_second"].get<double>()));
+  if (record.contains("best")) {
+    const auto& best = record["best"];
+    text += row("best validation " + best["metric"].get<std::string>(),
+                fmt::format("{:.4f} (step {})", best["value"].get<double>(), best["step"].get<std::int64_t>()));
+  }
+  if (record.contains("test")) {
+    for (const auto& [name, value] : record["test"].items()) {
+      text += row("test " + name, fmt::format("{:.4f}", value.get<double>()));
+    }
+  }
+  return text;
+}
+
+void write_run_adapter(const train::TrainerConfig& config, const OptionTable& table, train::Worker& worker, const data::Dataset& dataset) {
+  std::map<std::string, at::Tensor> trained;
+  for (const auto& tensor : worker.method().trained()) {
+    trained.emplace(tensor.name, tensor.value.detach());
+  }
+  auto tensors = train::gather_stages(worker.mesh(), trained);
+  std::string error;
+  if (worker.control().rank() == 0) {
+    try {
+      checkpoint::write_adapter(train::RunFolder(config.run_folder).adapter(),
+                                {describe_adapter(table, worker.method(), worker.weights().digest(), dataset.info()), std::move(tensors)});
+    } catch (const Error& failure) {
+      error = failure.what();
+    }
+  }
+  dist::require_all(worker.control(), error, static_cast<int>(ExitCode::kStorage), "writing the adapter");
+}
+
+int train_in_session(Session& session, const Arguments& arguments) {
+  RunConfig run;
+  OptionTable table;
+  describe(table, run);
+  read_arguments(table, arguments, [&](const std::string& path) { return session.read_text(path); });
+  table.check_required();
+  dist::require_equal(session.control(), table.canonical_text(), "configuration");
+  const int threads = session.set_threads(static_cast<int>(run.parallel.threads));
+
+  const auto dataset = data::Dataset::open(run.data.path);
+  train::Worker worker({run.model, run.parallel, run.peft, run.train.seed, dataset.info().num_labels}, session.ranks(run.model.device));
+  require_same_vocabulary(worker.backbone(), dataset.info());
+  const auto& place = worker.place();
+  log_info("espalier", "{} stage(s) x {} replica(s), {} thread(s) per rank, {} rows to train on", place.num_stages, place.num_replicas,
+           threads, dataset.split("train").num_rows());
+
+  const train::TrainerConfig config{run.data,       run.optimizer,          run.gradient_sync, run.parallel, run.train, run.checkpoint,
+                                    run.run.folder, numeric_options(table), threads};
+  if (session.control().rank() == 0) {
+    const train::RunFolder folder(config.run_folder);
+    folder.create();
+    write_file_durably(folder.config_file(), table.print_config());
+  }
+  train::Trainer trainer(config, worker, dataset, session.ledger(), session.stop_requested());
+  const auto summary = trainer.run();
+  if (summary.is_stopped) {
+    log_info("espalier", "stopped on request after step {}; the same command goes on from there", summary.steps);
+    return static_cast<int>(ExitCode::kStopped);
+  }
+  write_run_adapter(config, table, worker, dataset);
+  print_once(summary_text(summary.record));
+  return static_cast<int>(ExitCode::kOk);
+}
+
+}  // namespace
+
+int run_train(const Arguments& arguments) {
+  RunConfig run;
+  OptionTable table;
+  describe(table, run);
+  if (wants_help(arguments)) {
+    print_once("usage: espalier train --config FILE [--section.key=value ...] [--print-config]\n\n" + table.help());
+    return static_cast<int>(ExitCode::kOk);
+  }
+  Arguments rest = arguments;
+  if (std::erase(rest, "--print-config") > 0) {
+    read_arguments(table, rest, read_file);
+    print_once(table.print_config());
+    return static_cast<int>(ExitCode::kOk);
+  }
+  return run_in_session([&](Session& session) { return train_in_session(session, rest); });
+}
+
+}  // namespace espalier::launch

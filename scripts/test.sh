@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Sets up what is missing, builds, and runs every test that a machine without a GPU can run. GPU tests are counted as skipped.
+#   scripts/test.sh            all but the slow set
+#   scripts/test.sh --slow     the slow set too
+#   further words go to ctest, e.g. scripts/test.sh -L unit
+set -euo pipefail
+cd "$(dirname "$0")/.."
+exclude=(-LE slow)
+if [ "${1:-}" = --slow ]; then
+  exclude=()
+  shift
+fi
+scripts/setup.sh
+cmake --preset cpu >/dev/null
+cmake --build --preset cpu
+ctest --preset cpu --output-on-failure "${exclude[@]}" "$@"

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tiny_dataset.h"
+
+#include <vector>
+
+#include "common/hdf5_file.h"
+#include "common/random.h"
+
+namespace espalier::test {
+namespace {
+
+struct Rows {
+  std::vector<std::int32_t> ids;
+  std::vector<std::int64_t> offsets{0};
+  std::vector<std::int64_t> classes;
+  std::vector<float> targets;
+  std::vector<std::uint8_t> id_bytes;
+  std::vector<std::int64_t> id_offsets{0};
+};
+
+Rows draw_rows(const TinyDataset& dataset, std::int64_t num_rows, const std::string& split) {
+  PhiloxSequence sequence(derive_key(dataset.seed, RandomDomain::kSampler, split));
+  Rows rows;
+  for (std::int64_t row = 0; row < num_rows; ++row) {
+    const auto length = 3 + static_cast<std::int64_t>(sequence.next_below(static_cast<std::uint64_t>(dataset.longest - 2)));
+    std::int64_t sum = 0;
+    for (std::int64_t token = 0; token < length; ++token) {
+      const auto id = 3 + static_cast<std::int64_t>(sequence.next_below(static_cast<std::uint64_t>(dataset.vocab - 3)));
+      sum += id;
+      rows.ids.push_back(static_cast<std::int32_t>(id));
+    }
+    rows.offsets.push_back(static_cast<std::int64_t>(rows.ids.size()));
+    rows.classes.push_back(sum / length * dataset.num_labels / dataset.vocab);
+    rows.targets.push_back(static_cast<float>(sum) / static_cast<float>(length * dataset.vocab));
+    const auto name = std::to_string(row);
+    rows.id_bytes.insert(rows.id_bytes.end(), name.begin(), name.end());
+    rows.id_offsets.push_back(static_cast<std::int64_t>(rows.id_bytes.size()));
+  }
+  return rows;
+}
+
+}  // namespace
+
+std::filesystem::path write_tiny_dataset(const TinyDataset& dataset, const std::filesystem::path& path) {
+  auto file = Hdf5File::create(path);
+  std::string names = "[";
+  for (std::int64_t label = 0; label < dataset.num_labels; ++label) {
+    names += (label > 0 ? ", " : "") + ("\"label" + std::to_string(label) + "\"");
+  }
+  const bool is_regression = dataset.task == "regression";
+  file.write_attribute("/", "task", dataset.task);
+  file.write_attribute("/", "label_names", is_regression ? "[]" : names + "]");
+  file.write_attribute("/", "tokenizer_digest", std::string("sha256:tiny"));
+  file.write_attribute("/", "source_digest", std::string("sha256:tiny"));
+  file.write_attribute("/", "format_version", std::int64_t{1});
+  file.write_attribute("/", "num_labels", is_regression ? std::int64_t{1} : dataset.num_labels);
+  file.write_attribute("/", "pad_token_id", std::int64_t{0});
+  file.write_attribute("/", "vocab_size", dataset.vocab);
+  file.write_attribute("/", "max_length", dataset.longest);
+  for (const std::string split : {"train", "validation", "test"}) {
+    const auto rows = draw_rows(dataset, split == "train" ? dataset.num_rows : dataset.num_rows / 3, split);
+    const auto write = [&](const std::string& name, Hdf5Type type, const auto& values) {
+      file.write(split + "/" + name, type, {static_cast<std::int64_t>(values.size())}, values.data());
+    };
+    write("input_ids", Hdf5Type::kInt32, rows.ids);
+    write("input_offsets", Hdf5Type::kInt64, rows.offsets);
+    if (is_regression) {
+      write("labels", Hdf5Type::kFloat32, rows.targets);
+    } else {
+      write("labels", Hdf5Type::kInt64, rows.classes);
+    }
+    write("id_bytes", Hdf5Type::kUInt8, rows.id_bytes);
+    write("id_offsets", Hdf5Type::kInt64, rows.id_offsets);
+  }
+  file.flush_and_close();
+  return path;
+}
+
+}  // namespace espalier::test

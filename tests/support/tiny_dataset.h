@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// Small random datasets in the format of tools/prepare.py, for tests of everything that trains.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+
+namespace espalier::test {
+
+struct TinyDataset {
+  std::string task = "classification";  ///< classification | regression
+  std::int64_t num_rows = 60;           ///< of the train split; validation and test have a third each
+  std::int64_t vocab = 50;
+  std::int64_t longest = 20;
+  std::int64_t num_labels = 2;
+  std::uint64_t seed = 1;
+};
+
+/// Writes the file and returns its path. The label follows from the tokens, so that training can learn it.
+std::filesystem::path write_tiny_dataset(const TinyDataset& dataset, const std::filesystem::path& file);
+
+}  // namespace espalier::test

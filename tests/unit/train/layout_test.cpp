@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+// Promise 1: the layout does not change the result, and neither does stopping and going on with another one.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "temporary_folder.h"
+#include "tiny_dataset.h"
+#include "tiny_model.h"
+#include "training_run.h"
+
+namespace espalier::test {
+namespace {
+
+constexpr Layout kLayouts[] = {{2, 1}, {1, 2}, {2, 2}, {4, 1}, {1, 4}, {3, 1}, {1, 3}};
+
+std::string name_of(Layout layout) { return std::to_string(layout.stages) + "x" + std::to_string(layout.replicas); }
+
+class Layouts : public testing::TestWithParam<const char*> {
+ protected:
+  Layouts() {
+    request_.model = write_tiny_model({}, folder_ / "model");
+    request_.dataset = write_tiny_dataset({}, folder_ / "data.h5");
+    request_.peft.method = GetParam();
+    request_.pooling = request_.peft.method == "probe" ? "mean" : "auto";
+  }
+  RunOutcome run(const std::string& name, Layout layout) {
+    auto request = request_;
+    request.folder = folder_ / name;
+    return run_training(request, layout);
+  }
+
+  TemporaryFolder folder_;
+  RunRequest request_;
+};
+
+TEST_P(Layouts, GiveTheSameLossesAndWeightsBitForBit) {
+  const auto expected = run("1x1", {1, 1});
+  ASSERT_EQ(expected.losses.size(), 20);
+  EXPECT_NE(expected.losses.front(), expected.losses.back());
+  for (const auto layout : kLayouts) {
+    expect_same_bits(run(name_of(layout), layout), expected, name_of(layout));
+  }
+}
+
+TEST_P(Layouts, MayChangeBetweenStopAndResume) {
+  const auto expected = run("whole", {1, 1});
+  request_.stop_at_step = 10;
+  const auto first = run("resumed", {2, 1});
+  ASSERT_EQ(first.losses.size(), 10);
+  EXPECT_TRUE(first.summary.at("is_stopped").get<bool>());
+  request_.stop_at_step = 0;
+  expect_same_bits(run("resumed", {2, 2}), expected, "10 steps on 2x1, 10 on 2x2");
+}
+
+TEST_P(Layouts, ScheduleAndGradientStrategyDoNotChangeTheResult) {
+  const auto expected = run("1f1b", {2, 2});
+  request_.schedule = "gpipe";
+  request_.strategy = "naive";
+  expect_same_bits(run("gpipe", {2, 2}), expected, "gpipe, naive");
+}
+
+INSTANTIATE_TEST_SUITE_P(Methods, Layouts, testing::Values("lst", "lora", "full", "probe"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST(Traffic, OnlyTrainedBytesAreReduced) {
+  const TemporaryFolder folder;
+  for (const char* method : {"lst", "lora"}) {
+    RunRequest request;
+    request.model = write_tiny_model({}, folder / "model");
+    request.dataset = write_tiny_dataset({}, folder / "data.h5");
+    request.folder = folder / method;
+    request.peft.method = method;
+    request.steps = 4;
+    const auto outcome = run_training(request, {1, 2});
+    std::int64_t trained_bytes = 0;
+    for (const auto& [name, tensor] : outcome.trained) {
+      trained_bytes += static_cast<std::int64_t>(tensor.nbytes());
+    }
+    EXPECT_EQ(outcome.summary.at("reduced_bytes_per_step").at(0).get<std::int64_t>(), trained_bytes) << method;
+    EXPECT_LT(trained_bytes, outcome.summary.at("frozen_parameters").get<std::int64_t>() * 4) << method;
+  }
+}
+
+TEST(Training, LearnsAndKeepsTheBestWeights) {
+  const TemporaryFolder folder;
+  RunRequest request;
+  request.model = write_tiny_model({}, folder / "model");
+  request.dataset = write_tiny_dataset({.num_rows = 300}, folder / "data.h5");
+  request.folder = folder / "run";
+  request.peft.method = "full";
+  request.steps = 60;
+  request.evaluate_every_steps = 10;
+  request.learning_rate = 3e-3;
+  const auto outcome = run_training(request, {2, 1});
+  EXPECT_LT(outcome.losses.back(), outcome.losses.front());
+  EXPECT_GT(outcome.summary.at("test").at("accuracy").get<double>(), outcome.summary.at("test").at("majority").get<double>());
+}
+
+TEST(Training, StopsEarlyWithoutABetterEvaluation) {
+  const TemporaryFolder folder;
+  RunRequest request;
+  request.model = write_tiny_model({}, folder / "model");
+  request.dataset = write_tiny_dataset({}, folder / "data.h5");
+  request.folder = folder / "run";
+  request.peft.method = "probe";
+  request.pooling = "mean";
+  request.learning_rate = 1e-12;
+  request.evaluate_every_steps = 2;
+  request.patience = 3;
+  const auto outcome = run_training(request, {1, 1});
+  EXPECT_EQ(outcome.summary.at("steps").get<int>(), 8);
+}
+
+TEST(Training, RegressionReportsCorrelations) {
+  const TemporaryFolder folder;
+  RunRequest request;
+  request.model = write_tiny_model({.num_labels = 1}, folder / "model");
+  request.dataset = write_tiny_dataset({.task = "regression"}, folder / "data.h5");
+  request.folder = folder / "run";
+  request.peft.method = "lst";
+  const auto outcome = run_training(request, {2, 1});
+  EXPECT_TRUE(outcome.summary.at("test").contains("spearman"));
+  EXPECT_LT(outcome.losses.back(), outcome.losses.front());
+}
+
+}  // namespace
+}  // namespace espalier::test

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// Expected values are counted by hand.
+#include "train/metrics.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "common/error.h"
+
+namespace espalier::train {
+namespace {
+
+at::Tensor logits_of(const std::vector<std::int64_t>& predictions, std::int64_t num_labels) {
+  auto logits = at::zeros({static_cast<std::int64_t>(predictions.size()), num_labels});
+  for (std::size_t i = 0; i < predictions.size(); ++i) {
+    logits[static_cast<std::int64_t>(i)][predictions[i]] = 1;
+  }
+  return logits;
+}
+
+TEST(Metrics, AgreeWithHandCountsForTwoClasses) {
+  // tp 3, fp 1, fn 2, tn 2
+  const auto labels = at::tensor({1, 1, 1, 1, 1, 0, 0, 0}, at::kLong);
+  const auto metrics = compute_metrics(data::TaskKind::kClassification, logits_of({1, 1, 1, 0, 0, 1, 0, 0}, 2), labels);
+  EXPECT_DOUBLE_EQ(metrics.at("accuracy"), 5.0 / 8);
+  EXPECT_DOUBLE_EQ(metrics.at("f1"), 6.0 / 9);
+  EXPECT_NEAR(metrics.at("matthews"), (3.0 * 2 - 1.0 * 2) / std::sqrt(4.0 * 5 * 3 * 4), 1e-12);
+  EXPECT_DOUBLE_EQ(metrics.at("majority"), 5.0 / 8);
+}
+
+TEST(Metrics, MatthewsOfManyClassesIsOneWhenAllIsRightAndZeroWhenAllIsOneClass) {
+  const auto labels = at::tensor({0, 1, 2, 1}, at::kLong);
+  EXPECT_NEAR(compute_metrics(data::TaskKind::kClassification, logits_of({0, 1, 2, 1}, 3), labels).at("matthews"), 1, 1e-12);
+  EXPECT_EQ(compute_metrics(data::TaskKind::kClassification, logits_of({1, 1, 1, 1}, 3), labels).at("matthews"), 0);
+}
+
+TEST(Metrics, LossIsTheMeanCrossEntropy) {
+  const auto logits = at::tensor({0.0, 0.0, std::log(3.0), 0.0}, at::kDouble).to(at::kFloat).view({2, 2});
+  const auto labels = at::tensor({0, 0}, at::kLong);
+  EXPECT_NEAR(compute_metrics(data::TaskKind::kClassification, logits, labels).at("loss"),
+              0.5 * (std::log(2.0) + std::log(4.0 / 3)), 1e-7);
+}
+
+TEST(Metrics, SpearmanSharesTheRanksOfTies) {
+  const auto predictions = at::tensor({1.0F, 2.0F, 2.0F, 4.0F}).view({4, 1});
+  const auto labels = at::tensor({10.0F, 20.0F, 30.0F, 25.0F});
+  const auto metrics = compute_metrics(data::TaskKind::kRegression, predictions, labels);
+  // Ranks 1, 2.5, 2.5, 4 against 1, 2, 4, 3: covariance 3, variances 4.5 and 5.
+  EXPECT_NEAR(metrics.at("spearman"), 3.0 / std::sqrt(4.5 * 5.0), 1e-12);
+  EXPECT_NEAR(metrics.at("pearson"), 18.75 / std::sqrt(4.75 * 218.75), 1e-12);
+}
+
+TEST(Metrics, TheDecidingMetricMustFitTheTask) {
+  EXPECT_NO_THROW(require_metric(data::TaskKind::kRegression, "pearson"));
+  EXPECT_THROW(require_metric(data::TaskKind::kRegression, "accuracy"), ConfigError);
+  EXPECT_TRUE(is_better("loss", 0.1, 0.2));
+  EXPECT_TRUE(is_better("accuracy", 0.2, 0.1));
+}
+
+}  // namespace
+}  // namespace espalier::train

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "training_run.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <mutex>
+
+#include "dist/thread_communicator.h"
+#include "train/gather.h"
+
+namespace espalier::test {
+namespace {
+
+std::vector<double> read_losses(const std::filesystem::path& file) {
+  std::vector<double> losses;
+  std::ifstream lines(file);
+  for (std::string line; std::getline(lines, line);) {
+    const auto record = nlohmann::json::parse(line);
+    if (record.at("kind") == "train") {
+      losses.push_back(record.at("loss").get<double>());
+    }
+  }
+  return losses;
+}
+
+}  // namespace
+
+RunOutcome run_training(const RunRequest& request, Layout layout) {
+  at::set_num_threads(1);
+  RunOutcome outcome;
+  std::mutex mutex;
+  dist::run_ranks(layout.stages * layout.replicas, [&](dist::Communicator& world) {
+    ByteLedger ledger;
+    world.set_ledger(&ledger);
+    train::ParallelConfig parallel;
+    parallel.stages = layout.stages;
+    parallel.replicas = layout.replicas;
+    parallel.schedule = request.schedule;
+    train::ModelConfig model;
+    model.path = request.model;
+    model.pooling = request.pooling;
+    const auto dataset = data::Dataset::open(request.dataset);
+    train::Worker worker({model, parallel, request.peft, /*seed=*/7, dataset.info().num_labels}, train::Ranks{world});
+    train::TrainerConfig config;
+    config.data.global_batch_size = 12;
+    config.data.micro_batch_size = 3;
+    config.optimizer.learning_rate = request.learning_rate;
+    config.gradient_sync.strategy = request.strategy;
+    config.gradient_sync.bucket_bytes = 4096;
+    config.parallel = parallel;
+    config.train.seed = 7;
+    config.train.max_steps = request.steps;
+    config.train.stop_at_step = request.stop_at_step;
+    config.train.evaluate_every_steps = request.evaluate_every_steps;
+    config.train.patience = request.patience;
+    config.run_folder = request.folder;
+    config.numeric_options = "test";
+    const std::atomic<bool> stop{false};
+    train::Trainer trainer(config, worker, dataset, ledger, stop);
+    auto summary = trainer.run();
+    std::map<std::string, at::Tensor> trained;
+    for (const auto& tensor : worker.method().trained()) {
+      trained.emplace(tensor.name, tensor.value.detach());
+    }
+    auto gathered = train::gather_stages(worker.mesh(), trained);
+    if (world.rank() == 0) {
+      const std::lock_guard lock(mutex);
+      outcome.trained = std::move(gathered);
+      outcome.summary = std::move(summary.record);
+      outcome.traffic = ledger.traffic();
+    }
+  });
+  outcome.losses = read_losses(train::RunFolder(request.folder).metrics_file());
+  return outcome;
+}
+
+void expect_same_bits(const RunOutcome& found, const RunOutcome& expected, const std::string& what) {
+  ASSERT_FALSE(expected.losses.empty());
+  EXPECT_EQ(found.losses, expected.losses) << what;
+  ASSERT_EQ(found.trained.size(), expected.trained.size()) << what;
+  for (const auto& [name, tensor] : expected.trained) {
+    ASSERT_TRUE(found.trained.contains(name)) << what << ": " << name;
+    EXPECT_TRUE(at::equal(found.trained.at(name), tensor)) << what << ": " << name;
+  }
+}
+
+}  // namespace espalier::test

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// Whole training runs on threads as ranks, for laws that hold over any layout.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "train/trainer.h"
+
+namespace espalier::test {
+
+struct Layout {
+  int stages = 1;
+  int replicas = 1;
+};
+
+struct RunRequest {
+  std::filesystem::path model, dataset, folder;
+  peft::MethodConfig peft;
+  std::string pooling = "auto";
+  std::int64_t steps = 20;
+  std::int64_t stop_at_step = 0;
+  std::int64_t patience = 0;
+  std::string schedule = "1f1b";
+  std::string strategy = "bucketed";
+  double learning_rate = 1e-2;
+  std::int64_t evaluate_every_steps = 0;
+};
+
+/// What a run left behind.
+struct RunOutcome {
+  std::vector<double> losses;                 ///< by step, from metrics.jsonl
+  std::map<std::string, at::Tensor> trained;  ///< over all stages
+  nlohmann::json summary;
+  std::map<std::string, std::int64_t> traffic;  ///< of rank 0
+};
+
+/// Trains on stages x replicas threads; a folder with a checkpoint is resumed.
+RunOutcome run_training(const RunRequest& request, Layout layout);
+
+/// Equal names and equal bits.
+void expect_same_bits(const RunOutcome& found, const RunOutcome& expected, const std::string& what);
+
+}  // namespace espalier::test

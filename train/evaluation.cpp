@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/evaluation.h"
+
+#include <ATen/ATen.h>
+
+#include <numeric>
+
+namespace espalier::train {
+
+at::Tensor predict(Worker& worker, const data::Split& split, const data::DataConfig& data, std::int64_t batch_size) {
+  const auto& place = worker.place();
+  const auto batches = data::sequential_batches(split.num_rows(), batch_size);
+  std::vector<std::size_t> own;
+  for (auto i = static_cast<std::size_t>(place.replica_index); i < batches.size(); i += static_cast<std::size_t>(place.num_replicas)) {
+    own.push_back(i);
+  }
+  const auto make = [&](std::size_t i) {
+    return make_micro_batch(static_cast<int>(own[i]),
+                                   split.collate(batches[own[i]], data.max_length, data.pad_multiple, data.fixed_length));
+  };
+  const auto num_labels = worker.backbone().chain.back().head->num_labels;
+  // Every row is written by one rank and is zero on the others, so the sum over ranks is exact.
+  auto logits = at::zeros({split.num_rows(), num_labels}, at::kFloat);
+  worker.executor().evaluate(own.size(), make, [&](const MicroBatch& micro_batch, const model::Carry& outgoing) {
+    const auto& rows = batches[static_cast<std::size_t>(micro_batch.index)];
+    logits.narrow(0, rows.front(), static_cast<std::int64_t>(rows.size())).copy_(outgoing.at("logits"));
+  });
+  worker.control().all_reduce(logits).wait();
+  return logits;
+}
+
+Metrics evaluate(Worker& worker, const data::Dataset& dataset, const std::string& split_name, const data::DataConfig& data,
+                 std::int64_t batch_size) {
+  const auto& split = dataset.split(split_name);
+  const auto logits = predict(worker, split, data, batch_size);
+  std::vector<std::int64_t> rows(static_cast<std::size_t>(split.num_rows()));
+  std::iota(rows.begin(), rows.end(), std::int64_t{0});
+  const auto labels = split.collate(rows, /*max_length=*/1, /*pad_multiple=*/1, /*fixed_length=*/0).at("labels");
+  return compute_metrics(dataset.info().task, logits, labels);
+}
+
+}  // namespace espalier::train

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/metrics.h"
+
+#include <ATen/ATen.h>
+#include <spdlog/fmt/fmt.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+#include "common/error.h"
+
+namespace espalier::train {
+namespace {
+
+std::vector<double> to_doubles(const at::Tensor& tensor) {
+  const auto values = tensor.to(at::kDouble).contiguous();
+  return {values.const_data_ptr<double>(), values.const_data_ptr<double>() + values.numel()};
+}
+
+double pearson(const std::vector<double>& x, const std::vector<double>& y) {
+  const auto n = static_cast<double>(x.size());
+  const double mean_x = std::accumulate(x.begin(), x.end(), 0.0) / n;
+  const double mean_y = std::accumulate(y.begin(), y.end(), 0.0) / n;
+  double xy = 0;
+  double xx = 0;
+  double yy = 0;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    xy += (x[i] - mean_x) * (y[i] - mean_y);
+    xx += (x[i] - mean_x) * (x[i] - mean_x);
+    yy += (y[i] - mean_y) * (y[i] - mean_y);
+  }
+  return xx > 0 && yy > 0 ? xy / std::sqrt(xx * yy) : 0.0;
+}
+
+/// Ranks from 1; equal values share the mean of their ranks.
+std::vector<double> ranks_of(const std::vector<double>& values) {
+  std::vector<std::size_t> order(values.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return values[a] < values[b]; });
+  std::vector<double> ranks(values.size());
+  for (std::size_t first = 0; first < order.size();) {
+    std::size_t end = first;
+    while (end < order.size() && values[order[end]] == values[order[first]]) {
+      ++end;
+    }
+    const double shared = 0.5 * static_cast<double>(first + 1 + end);
+    for (std::size_t i = first; i < end; ++i) {
+      ranks[order[i]] = shared;
+    }
+    first = end;
+  }
+  return ranks;
+}
+
+/// confusion[truth][prediction]
+using Confusion = std::vector<std::vector<double>>;
+
+double f1_of_class(const Confusion& confusion, std::size_t label) {
+  double predicted = 0;
+  double actual = 0;
+  for (std::size_t i = 0; i < confusion.size(); ++i) {
+    predicted += confusion[i][label];
+    actual += confusion[label][i];
+  }
+  return predicted + actual > 0 ? 2 * confusion[label][label] / (predicted + actual) : 0.0;
+}
+
+double f1(const Confusion& confusion) {
+  if (confusion.size() == 2) {
+    return f1_of_class(confusion, 1);
+  }
+  double sum = 0;
+  for (std::size_t label = 0; label < confusion.size(); ++label) {
+    sum += f1_of_class(confusion, label);
+  }
+  return sum / static_cast<double>(confusion.size());
+}
+
+/// Gorodkin, "Comparing two K-category assignments by a K-category correlation coefficient", 2004.
+double matthews(const Confusion& confusion) {
+  double correct = 0;
+  double total = 0;
+  double covariance = 0;
+  double predicted_squares = 0;
+  double actual_squares = 0;
+  for (std::size_t k = 0; k < confusion.size(); ++k) {
+    double predicted = 0;
+    double actual = 0;
+    for (std::size_t i = 0; i < confusion.size(); ++i) {
+      predicted += confusion[i][k];
+      actual += confusion[k][i];
+    }
+    correct += confusion[k][k];
+    total += actual;
+    covariance += predicted * actual;
+    predicted_squares += predicted * predicted;
+    actual_squares += actual * actual;
+  }
+  const double denominator = std::sqrt((total * total - predicted_squares) * (total * total - actual_squares));
+  return denominator > 0 ? (correct * total - covariance) / denominator : 0.0;
+}
+
+Metrics classification_metrics(const at::Tensor& logits, const at::Tensor& labels) {
+  const auto truth = labels.to(at::kLong).contiguous();
+  const auto prediction = logits.argmax(/*dim=*/1).contiguous();
+  Confusion confusion(static_cast<std::size_t>(logits.size(1)), std::vector<double>(static_cast<std::size_t>(logits.size(1))));
+  for (std::int64_t row = 0; row < truth.numel(); ++row) {
+    confusion[static_cast<std::size_t>(truth.const_data_ptr<std::int64_t>()[row])]
+             [static_cast<std::size_t>(prediction.const_data_ptr<std::int64_t>()[row])] += 1;
+  }
+  double correct = 0;
+  double majority = 0;
+  for (std::size_t k = 0; k < confusion.size(); ++k) {
+    correct += confusion[k][k];
+    majority = std::max(majority, std::accumulate(confusion[k].begin(), confusion[k].end(), 0.0));
+  }
+  const auto rows = static_cast<double>(truth.numel());
+  const auto log_probabilities = logits.to(at::kDouble).log_softmax(1).gather(1, truth.unsqueeze(1));
+  return {{"accuracy", correct / rows},
+          {"f1", f1(confusion)},
+          {"matthews", matthews(confusion)},
+          {"majority", majority / rows},
+          {"loss", -log_probabilities.mean().item<double>()}};
+}
+
+Metrics regression_metrics(const at::Tensor& logits, const at::Tensor& labels) {
+  const auto prediction = to_doubles(logits.reshape({-1}));
+  const auto truth = to_doubles(labels);
+  double squares = 0;
+  for (std::size_t i = 0; i < truth.size(); ++i) {
+    squares += (prediction[i] - truth[i]) * (prediction[i] - truth[i]);
+  }
+  return {{"pearson", pearson(prediction, truth)},
+          {"spearman", pearson(ranks_of(prediction), ranks_of(truth))},
+          {"loss", squares / static_cast<double>(truth.size())}};
+}
+
+}  // namespace
+
+Metrics compute_metrics(data::TaskKind task, const at::Tensor& logits, const at::Tensor& labels) {
+  return task == data::TaskKind::kClassification ? classification_metrics(logits, labels) : regression_metrics(logits, labels);
+}
+
+std::string default_metric(data::TaskKind task) { return task == data::TaskKind::kClassification ? "accuracy" : "spearman"; }
+
+void require_metric(data::TaskKind task, const std::string& metric) {
+  const std::vector<std::string> known = task == data::TaskKind::kClassification
+                                             ? std::vector<std::string>{"accuracy", "f1", "matthews", "loss"}
+                                             : std::vector<std::string>{"pearson", "spearman", "loss"};
+  if (std::find(known.begin(), known.end(), metric) == known.end()) {
+    throw ConfigError(fmt::format("train.best_metric: expected one of {} for a {} task, found '{}'", fmt::join(known, ", "),
+                                  data::to_string(task), metric));
+  }
+}
+
+bool is_better(const std::string& metric, double value, double best) { return metric == "loss" ? value < best : value > best; }
+
+}  // namespace espalier::train

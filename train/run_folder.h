@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// The folder of a run: config.ini, metrics.jsonl, summary.json, checkpoints/, adapter/. Only rank 0 writes the text files.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+
+namespace espalier::train {
+
+class RunFolder {
+ public:
+  /// Local; makes nothing yet.
+  explicit RunFolder(std::filesystem::path path) : path_(std::move(path)) {}
+  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
+  [[nodiscard]] std::filesystem::path config_file() const { return path_ / "config.ini"; }
+  [[nodiscard]] std::filesystem::path metrics_file() const { return path_ / "metrics.jsonl"; }
+  [[nodiscard]] std::filesystem::path summary_file() const { return path_ / "summary.json"; }
+  [[nodiscard]] std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
+  [[nodiscard]] std::filesystem::path adapter() const { return path_ / "adapter"; }
+
+  /// Throws: IoError.
+  void create() const;
+  /// Appends one line. Throws: IoError.
+  void append_metrics(const nlohmann::json& record) const;
+  /// Drops the records after `step`: a resumed run writes them anew. Throws: IoError.
+  void truncate_metrics(std::int64_t step) const;
+
+ private:
+  std::filesystem::path path_;
+};
+
+}  // namespace espalier::train

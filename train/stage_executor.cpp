@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/stage_executor.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <map>
+
+#include "common/check.h"
+
+namespace espalier::train {
+
+StageExecutor::StageExecutor(dist::Mesh& mesh, model::StageSlice& slice, peft::Method& method, int next_first_layer)
+    : mesh_(mesh), slice_(slice), method_(method), next_first_layer_(next_first_layer) {}
+
+model::Carry StageExecutor::receive(const model::CarryPlan& plan, bool gradients, int peer, dist::Channel channel) {
+  model::Carry carry;
+  std::vector<dist::Work> works;
+  for (const auto& entry : plan) {
+    if (gradients && !entry.needs_gradient) {
+      continue;
+    }
+    auto tensor = at::empty(entry.sizes, at::TensorOptions().dtype(entry.dtype).device(slice_.options().device));
+    works.push_back(mesh_.pipeline->recv(tensor, peer, channel));
+    carry.emplace(entry.name, std::move(tensor));
+  }
+  for (auto& work : works) {
+    work.wait();
+  }
+  return carry;
+}
+
+void StageExecutor::send(const model::CarryPlan& plan, bool gradients, const model::Carry& carry, int peer, dist::Channel channel) {
+  mesh_.pipeline->set_traffic_label(gradients ? "activation_gradient" : "activation");
+  for (const auto& entry : plan) {
+    if (gradients && !entry.needs_gradient) {
+      continue;
+    }
+    const auto found = carry.find(entry.name);
+    ESPALIER_CHECK(found != carry.end() && found->second.defined(), "stage {} must send '{}' and does not have it",
+                   mesh_.place.stage_index, entry.name);
+    auto tensor = found->second.to(entry.dtype).contiguous();
+    ESPALIER_CHECK(tensor.sizes() == at::IntArrayRef(entry.sizes), "'{}' has another shape than planned", entry.name);
+    auto work = mesh_.pipeline->send(tensor, peer, channel);
+    sends_.push_back({std::move(work), std::move(tensor)});
+  }
+}
+
+peft::StageResult StageExecutor::run_forward(const MicroBatch& micro_batch, const model::ForwardContext& context, bool keeps_pass) {
+  const auto& place = mesh_.place;
+  model::Carry incoming;
+  if (!place.is_first_stage()) {
+    incoming = receive(method_.plan_carry(slice_.range().first, micro_batch.shape), /*gradients=*/false, place.stage_index - 1,
+                       dist::Channel::kForward);
+  }
+  auto result = method_.forward(std::move(incoming), slice_.prepare(micro_batch.inputs), context, keeps_pass);
+  if (!place.is_last_stage()) {
+    send(method_.plan_carry(next_first_layer_, micro_batch.shape), /*gradients=*/false, result.outgoing, place.stage_index + 1,
+         dist::Channel::kForward);
+  }
+  return result;
+}
+
+std::vector<double> StageExecutor::train_step(dist::ScheduleKind kind, const std::vector<MicroBatch>& micro_batches,
+                                              const RandomKey& key, const LossFunction& loss,
+                                              const std::function<void(int, int, at::Tensor)>& sink) {
+  const auto& place = mesh_.place;
+  std::vector<double> losses;
+  std::map<int, InFlight> in_flight;
+  const auto plan = dist::plan_schedule(kind, place.num_stages, place.stage_index, static_cast<int>(micro_batches.size()));
+  for (const auto& action : plan) {
+    const auto& micro_batch = micro_batches[static_cast<std::size_t>(action.micro_batch)];
+    if (action.kind == dist::ActionKind::kForward) {
+      model::ForwardContext context{/*is_training=*/true, key};
+      context.key.micro_batch = static_cast<std::uint64_t>(micro_batch.index);
+      auto result = run_forward(micro_batch, context, /*keeps_pass=*/true);
+      InFlight kept{std::move(result.pass), {}};
+      if (place.is_last_stage()) {
+        // The loss is a graph of its own, so that methods need not know it.
+        const at::AutoGradMode with_gradient(true);
+        const auto logits = result.outgoing.at("logits").detach().requires_grad_(true);
+        const auto value = loss(logits, micro_batch.inputs);
+        kept.output_gradients.emplace("logits", torch::autograd::grad({value}, {logits}).front());
+        losses.push_back(value.item<double>());
+      }
+      in_flight.emplace(action.micro_batch, std::move(kept));
+      continue;
+    }
+    auto node = in_flight.extract(action.micro_batch);
+    ESPALIER_CHECK(!node.empty(), "the schedule asks for a backward of micro-batch {} before its forward", action.micro_batch);
+    auto& kept = node.mapped();
+    if (!place.is_last_stage()) {
+      kept.output_gradients = receive(method_.plan_carry(next_first_layer_, micro_batch.shape), /*gradients=*/true,
+                                      place.stage_index + 1, dist::Channel::kBackward);
+    }
+    model::Carry upstream;
+    if (kept.pass) {
+      upstream = kept.pass->backward(kept.output_gradients,
+                                     [&](int index, at::Tensor gradient) { sink(micro_batch.index, index, std::move(gradient)); });
+    }
+    if (!place.is_first_stage()) {
+      send(method_.plan_carry(slice_.range().first, micro_batch.shape), /*gradients=*/true, upstream, place.stage_index - 1,
+           dist::Channel::kBackward);
+    }
+  }
+  finish_sends();
+  return losses;
+}
+
+void StageExecutor::evaluate(std::size_t count, const std::function<MicroBatch(std::size_t)>& make, const OutputSink& sink) {
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto micro_batch = make(i);
+    const auto result = run_forward(micro_batch, model::ForwardContext{}, /*keeps_pass=*/false);
+    if (mesh_.place.is_last_stage()) {
+      sink(micro_batch, result.outgoing);
+    } else if (sends_.size() > 16) {
+      // Nothing flows back in evaluation, so a fast first stage would otherwise keep the whole split in flight.
+      finish_sends();
+    }
+  }
+  finish_sends();
+}
+
+void StageExecutor::finish_sends() {
+  for (auto& transfer : sends_) {
+    transfer.work.wait();
+  }
+  sends_.clear();
+}
+
+}  // namespace espalier::train

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// Interprets a schedule on one rank: receives a micro-batch's carry, runs the method on the slice, sends it on, and the gradients
+// back. It knows neither what the method trains nor how gradients are summed.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "dist/mesh.h"
+#include "dist/schedule.h"
+#include "model/slice.h"
+#include "peft/method.h"
+
+namespace espalier::train {
+
+/// One micro-batch as every stage of a replica sees it.
+struct MicroBatch {
+  int index = 0;  ///< in the global batch
+  model::NamedTensors inputs;
+  model::BatchShape shape;
+};
+
+/// logits [B, ...], inputs of the micro-batch -> scalar loss, already divided by what the whole global batch counts.
+using LossFunction = std::function<at::Tensor(const at::Tensor& logits, const model::NamedTensors& inputs)>;
+
+/// Called on the last stage with what the head wrote ("logits") and read ("hidden").
+using OutputSink = std::function<void(const MicroBatch& micro_batch, const model::Carry& outgoing)>;
+
+class StageExecutor {
+ public:
+  /// `next_first_layer`: first chain layer of the following stage (ignored on the last).
+  /// Owns: nothing; mesh, slice and method outlive it.
+  StageExecutor(dist::Mesh& mesh, model::StageSlice& slice, peft::Method& method, int next_first_layer);
+
+  /// Forward and backward of this replica's micro-batches in the order of `kind`. Returns the losses in that order (last stage; else
+  /// empty). `sink(micro_batch, index, gradient)` gets each trained tensor's gradient of each micro-batch.
+  /// Collective: the stages of this replica, with the same micro-batches.
+  std::vector<double> train_step(dist::ScheduleKind kind, const std::vector<MicroBatch>& micro_batches, const RandomKey& key,
+                                 const LossFunction& loss,
+                                 const std::function<void(int micro_batch, int index, at::Tensor gradient)>& sink);
+
+  /// Forward only, without dropout, of `count` micro-batches that `make` gives one by one.
+  /// Collective: the stages of this replica, with the same micro-batches.
+  void evaluate(std::size_t count, const std::function<MicroBatch(std::size_t)>& make, const OutputSink& sink);
+
+ private:
+  /// A carry on its way: the Work and the tensors it must keep alive.
+  struct Transfer {
+    dist::Work work;
+    at::Tensor tensor;
+  };
+  struct InFlight {
+    std::unique_ptr<peft::StagePass> pass;
+    model::Carry output_gradients;
+  };
+
+  [[nodiscard]] model::Carry receive(const model::CarryPlan& plan, bool gradients, int peer, dist::Channel channel);
+  void send(const model::CarryPlan& plan, bool gradients, const model::Carry& carry, int peer, dist::Channel channel);
+  [[nodiscard]] peft::StageResult run_forward(const MicroBatch& micro_batch, const model::ForwardContext& context,
+                                              bool keeps_pass);
+  void finish_sends();
+
+  dist::Mesh& mesh_;
+  model::StageSlice& slice_;
+  peft::Method& method_;
+  int next_first_layer_;
+  std::vector<Transfer> sends_;
+};
+
+}  // namespace espalier::train

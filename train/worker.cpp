@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/worker.h"
+
+#include <ATen/ATen.h>
+#include <spdlog/fmt/fmt.h>
+
+#include "common/error.h"
+#include "common/log.h"
+#include "train/device.h"
+
+namespace espalier::train {
+
+Worker::Worker(const WorkerConfig& config, const Ranks& ranks)
+    : backbone_(model::read_backbone(config.model.path, {config.num_labels, config.model.pooling})),
+      weights_(model::open_model_folder(config.model.path)),
+      mesh_(dist::make_mesh(ranks.control, ranks.device, static_cast<int>(config.parallel.stages),
+                            static_cast<int>(config.parallel.replicas))) {
+  const auto stages = model::plan_stages(backbone_, mesh_.place.num_stages, config.parallel.first_blocks);
+  const auto range = stages[static_cast<std::size_t>(mesh_.place.stage_index)];
+  if (mesh_.place.is_first_stage()) {
+    model::refuse_unknown_tensors(backbone_, *weights_);
+  }
+  const model::SliceOptions options{compute_type_from(config.model.compute_type), device_from(config.model.device, ranks.node_rank),
+                                    config.seed};
+  slice_ = std::make_unique<model::StageSlice>(backbone_, range, *weights_, options);
+  method_ = peft::make_method(config.peft, *slice_, *weights_, config.seed);
+  executor_ = std::make_unique<StageExecutor>(mesh_, *slice_, *method_, range.end);
+  log_debug("worker", "stage {} of {}, replica {} of {}: layers {} to {}", mesh_.place.stage_index, mesh_.place.num_stages,
+            mesh_.place.replica_index, mesh_.place.num_replicas, range.first, range.end - 1);
+}
+
+ParameterCount Worker::count_parameters() {
+  auto counts = at::zeros({2}, at::kLong);
+  if (mesh_.place.replica_index == 0) {
+    for (const auto& tensor : method_->trained()) {
+      counts[0] += tensor.value.numel();
+    }
+    slice_->visit_weights([&](const std::string&, at::Tensor& slot, const std::vector<std::int64_t>&) {
+      if (slot.defined() && !slot.requires_grad()) {
+        counts[1] += slot.numel();
+      }
+    });
+  }
+  mesh_.control->all_reduce(counts).wait();
+  return {counts[0].item<std::int64_t>(), counts[1].item<std::int64_t>()};
+}
+
+MicroBatch make_micro_batch(int index, model::NamedTensors inputs) {
+  const auto& ids = inputs.at("input_ids");
+  const model::BatchShape shape{ids.size(0), ids.size(1)};
+  return {index, std::move(inputs), shape};
+}
+
+void Worker::load_trained(const std::map<std::string, at::Tensor>& tensors) {
+  const at::NoGradGuard no_grad;
+  for (const auto& trained : method_->trained()) {
+    const auto found = tensors.find(trained.name);
+    if (found == tensors.end()) {
+      throw ConfigError(fmt::format("adapter: expected trained tensor '{}' of method {}, found {} other tensors; the adapter was made "
+                                    "with other peft options or for another backbone",
+                                    trained.name, method_->name(), tensors.size()));
+    }
+    if (found->second.sizes() != trained.value.sizes()) {
+      throw ConfigError(fmt::format("adapter: tensor '{}': expected shape [{}], found [{}]", trained.name,
+                                    fmt::join(trained.value.sizes(), ", "), fmt::join(found->second.sizes(), ", ")));
+    }
+    auto value = trained.value;
+    value.copy_(found->second);
+  }
+}
+
+}  // namespace espalier::train

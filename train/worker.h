@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// What one rank holds of a run: its place in the mesh, its slice of the backbone, the method on it, and the executor.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "data/sampler.h"
+#include "dist/mesh.h"
+#include "peft/method.h"
+#include "train/config.h"
+#include "train/stage_executor.h"
+
+namespace espalier::train {
+
+/// The communicators a rank was started with. `device` is null where host tensors are all there is.
+struct Ranks {
+  dist::Communicator& control;
+  dist::Communicator* device = nullptr;
+  int node_rank = 0;
+  int ranks_on_node = 1;
+};
+
+struct WorkerConfig {
+  ModelConfig model;
+  ParallelConfig parallel;
+  peft::MethodConfig peft;
+  std::uint64_t seed = 0;
+  std::int64_t num_labels = 0;  ///< 0: as the folder says
+};
+
+/// Collated host tensors with the shape that carries are planned from.
+MicroBatch make_micro_batch(int index, model::NamedTensors inputs);
+
+/// Scalars of the whole model, over all stages of one replica.
+struct ParameterCount {
+  std::int64_t trained = 0;
+  std::int64_t frozen = 0;
+};
+
+class Worker {
+ public:
+  /// Collective: every rank.  Throws: ConfigError.
+  Worker(const WorkerConfig& config, const Ranks& ranks);
+
+  [[nodiscard]] dist::Mesh& mesh() { return mesh_; }
+  [[nodiscard]] const dist::MeshPlace& place() const { return mesh_.place; }
+  [[nodiscard]] model::StageSlice& slice() { return *slice_; }
+  [[nodiscard]] peft::Method& method() { return *method_; }
+  [[nodiscard]] StageExecutor& executor() { return *executor_; }
+  [[nodiscard]] const model::Backbone& backbone() const { return backbone_; }
+  [[nodiscard]] const model::WeightSource& weights() const { return *weights_; }
+  [[nodiscard]] at::Device device() const { return slice_->options().device; }
+  [[nodiscard]] dist::Communicator& control() { return *mesh_.control; }
+
+  /// Collective: every rank.
+  [[nodiscard]] ParameterCount count_parameters();
+
+  /// Copies trained tensors by canonical name. Throws: ConfigError naming a trained tensor that `tensors` lacks or that has another
+  /// shape, and names that nothing here or on another stage would take.
+  void load_trained(const std::map<std::string, at::Tensor>& tensors);
+
+ private:
+  model::Backbone backbone_;
+  std::unique_ptr<model::WeightSource> weights_;
+  dist::Mesh mesh_;
+  std::unique_ptr<model::StageSlice> slice_;
+  std::unique_ptr<peft::Method> method_;
+  std::unique_ptr<StageExecutor> executor_;
+};
+
+}  // namespace espalier::train
