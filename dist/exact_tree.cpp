@@ -40,7 +40,11 @@ std::vector<TreeNode> cover(int first, int end) {
 
 std::vector<TreeNode> canonical_nodes(int num_leaves, int first, int end) {
   ESPALIER_CHECK(0 <= first && first <= end && end <= num_leaves, "leaves {} to {} of {}", first, end, num_leaves);
-  return cover(first, first < end && end == num_leaves ? padded(num_leaves) : end);
+  std::vector<TreeNode> nodes = cover(first, first < end && end == num_leaves ? padded(num_leaves) : end);
+  while (!nodes.empty() && first_leaf(nodes.back()) >= num_leaves) {
+    nodes.pop_back();
+  }
+  return nodes;
 }
 
 void TreeSum::push(TreeNode node, at::Tensor value, bool is_scratch) {
@@ -55,10 +59,14 @@ void TreeSum::push(TreeNode node, at::Tensor value, bool is_scratch) {
 }
 
 void TreeSum::close() {
-  if (!entries_.empty() && end_leaf(entries_.back().node) == num_leaves_) {
-    for (const TreeNode node : cover(num_leaves_, padded(num_leaves_))) {
-      push(node, at::Tensor(), /*is_scratch=*/false);
-    }
+  if (entries_.empty() || end_leaf(entries_.back().node) < num_leaves_) {
+    return;
+  }
+  for (const TreeNode node : cover(end_leaf(entries_.back().node), padded(num_leaves_))) {
+    push(node, at::Tensor(), /*is_scratch=*/false);
+  }
+  while (first_leaf(entries_.back().node) >= num_leaves_) {
+    entries_.pop_back();
   }
 }
 

@@ -35,7 +35,8 @@ class TreeSum {
   void push_leaf(int leaf, at::Tensor value) {
     push({.level = 0, .index = leaf}, std::move(value), /*is_scratch=*/false);
   }
-  /// Ends a range: if it reached the last leaf, the absent leaves after it are pushed.
+  /// Ends a range: if it reached the last leaf, the absent leaves after it are pushed. What is left are
+  /// canonical_nodes().
   void close();
 
   [[nodiscard]] std::size_t num_nodes() const { return entries_.size(); }

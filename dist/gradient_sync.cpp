@@ -92,8 +92,8 @@ class LocalSums : public GradientSync {
     sum.close();
     return sum;
   }
+  void require_open() const { ESPALIER_CHECK(is_open_, "finish() before begin()"); }
   void end_step() {
-    ESPALIER_CHECK(is_open_, "finish() before begin()");
     is_open_ = false;
     sums_.clear();
   }
@@ -133,6 +133,7 @@ class LocalSums : public GradientSync {
         tree.push(nodes_[replica][i], gathered[replica][static_cast<std::int64_t>(i)], /*is_scratch=*/true);
       }
     }
+    tree.close();
     return tree.value(0);
   }
 
@@ -172,6 +173,7 @@ class NaiveGradientSync final : public LocalSums {
   using LocalSums::LocalSums;
 
   std::vector<at::Tensor> finish() override {
+    require_open();
     const TrafficLabelScope label(replicas_, "gradient");
     std::vector<at::Tensor> totals;
     for (int index = 0; index < num_tensors(); ++index) {
@@ -241,6 +243,7 @@ class BucketedGradientSync final : public LocalSums {
   }
 
   std::vector<at::Tensor> finish() override {
+    require_open();
     std::vector<at::Tensor> totals(static_cast<std::size_t>(num_tensors()));
     if (is_alone()) {
       for (int index = 0; index < num_tensors(); ++index) {

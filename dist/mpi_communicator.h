@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "dist/communicator.h"
 
@@ -32,5 +33,8 @@ class MpiEnvironment {
   /// every rank.  Requires: 8 <= max_message_bytes < 2^31, equal on all ranks.
   [[nodiscard]] std::unique_ptr<Communicator> make_world(std::int64_t max_message_bytes = std::int64_t{1} << 30);
 };
+
+/// "Open MPI v4.1.4, ..." up to the first comma. Local; needs no initialised MPI.
+std::string mpi_library_version();
 
 }  // namespace espalier::dist

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "dist/agree.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "common/error.h"
+#include "dist/abort.h"
+#include "dist/solo_communicator.h"
+#include "dist/thread_communicator.h"
+
+namespace espalier::dist {
+namespace {
+
+using ::testing::HasSubstr;
+
+TEST(Agree, AnyIsTrueEverywhereWhenOneRankSaysSoAndAllOnlyWhenEveryRankDoes) {
+  for (int num_ranks = 1; num_ranks <= 4; ++num_ranks) {
+    run_ranks(num_ranks, [](Communicator& world) {
+      const int last = world.num_ranks() - 1;
+      EXPECT_FALSE(agree_any(world, false));
+      EXPECT_TRUE(agree_any(world, world.rank() == last));
+      EXPECT_TRUE(agree_all(world, true));
+      EXPECT_FALSE(agree_all(world, world.rank() != last));
+    });
+  }
+}
+
+TEST(RequireEqual, ThrowsOnEveryRankAndNamesTheRanksThatDiffer) {
+  run_ranks(4, [](Communicator& world) {
+    require_equal(world, "seed = 1", "the configuration");
+    try {
+      require_equal(world, world.rank() == 1 || world.rank() == 3 ? "seed = 2" : "seed = 1", "the configuration");
+      ADD_FAILURE() << "rank " << world.rank() << " did not throw";
+    } catch (const ConfigError& error) {
+      EXPECT_THAT(error.what(), HasSubstr("the configuration: expected the same on all 4 ranks"));
+      EXPECT_THAT(error.what(), HasSubstr("on ranks 1, 3;"));
+      EXPECT_NE(dynamic_cast<const Agreed*>(&error), nullptr);
+    }
+  });
+}
+
+TEST(RequireAll, ThrowsTheFailingRanksErrorOnEveryRank) {
+  run_ranks(3, [](Communicator& world) {
+    require_all(world, "", 0, "checkpoint");
+    try {
+      const bool has_failed = world.rank() >= 1;
+      require_all(world, has_failed ? "disk full on " + std::to_string(world.rank()) : "", has_failed ? 5 : 0,
+                  "checkpoint");
+      ADD_FAILURE() << "rank " << world.rank() << " did not throw";
+    } catch (const IoError& error) {
+      EXPECT_STREQ(error.what(), "checkpoint failed on rank 1: disk full on 1");
+      EXPECT_NE(dynamic_cast<const Agreed*>(&error), nullptr);
+    }
+  });
+}
+
+TEST(RequireAll, KeepsEveryExitCodeAndNeverTakesAFailureForSuccess) {
+  SoloCommunicator world;
+  for (const auto& [given, kept] : {std::pair(0, 1), {1, 1}, {2, 2}, {3, 3}, {4, 4}, {5, 5}, {75, 75}, {99, 1}}) {
+    try {
+      require_all(world, "lost", given, "it");
+      ADD_FAILURE() << given;
+    } catch (const Error& error) {
+      EXPECT_EQ(static_cast<int>(error.exit_code()), kept);
+      EXPECT_EQ(exit_code_of(error), kept);
+    }
+  }
+}
+
+TEST(BroadcastText, CarriesAnyBytesFromAnyRoot) {
+  run_ranks(3, [](Communicator& world) {
+    for (int root = 0; root < 3; ++root) {
+      const std::string mine(static_cast<std::size_t>(world.rank()), '\0');
+      EXPECT_EQ(broadcast_text(world, mine + "x", root), std::string(static_cast<std::size_t>(root), '\0') + "x");
+    }
+    EXPECT_EQ(broadcast_text(world, world.rank() == 0 ? "" : "full"), "");
+  });
+}
+
+TEST(ExitCodeOf, IsInternalForAForeignException) {
+  EXPECT_EQ(exit_code_of(std::bad_alloc()), 1);
+}
+
+TEST(AbortJobDeathTest, LogsOneLineThatNamesRankCauseAndCode) {
+  EXPECT_EXIT(
+      {
+        SoloCommunicator world(2);
+        abort_job(world, IoError("disk full"));
+      },
+      ::testing::ExitedWithCode(5), "\\[abort\\].*rank 2 of 1 ends the job with exit code 5 \\(storage\\): disk full");
+}
+
+}  // namespace
+}  // namespace espalier::dist
