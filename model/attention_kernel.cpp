@@ -16,7 +16,6 @@ namespace {
 
 // 64 KiB of scores a tile: with the operands of one head it stays in a second-level cache.
 constexpr std::int64_t kTileElements = 16384;
-constexpr std::int64_t kMaxTileRows = 64;
 
 // Memory of one thread for one call: handed out in 64-byte aligned pieces, freed together.
 class Scratch {
@@ -187,7 +186,6 @@ class BackwardWorker {
     grad_query_ = scratch_.take(rows * width);
     scores_ = scratch_.take(rows * keys);
     gradient_ = scratch_.take(rows * keys);
-    weights_ = scratch_.take(keys);
     mask_ = tiling.take_mask(scratch_);
   }
 
@@ -205,13 +203,13 @@ class BackwardWorker {
     for (std::int64_t row = 0; row < problem_.queries; row += tiling_.max_rows()) {
       const std::int64_t rows = tiling_.rows(row), columns = tiling_.columns(row);
       const std::int64_t visible = std::min(columns, keys), key_stride = tiling_.padded_keys();
-      pack(row_of(q, b, h, row), q.row_stride, rows, width, problem_.scale, query_);
+      pack(row_of(q, b, h, row), q.row_stride, rows, width, problem_.scale * kLog2E, query_);
       pack(row_of(grad_out, b, h, row), grad_out.row_stride, rows, width, problem_.dropout.scale, grad_out_);
       multiply_tile(rows, columns, width, {query_, padded, 1}, key_transposed_, key_stride, scores_, columns, false);
       multiply_tile(rows, columns, width, {grad_out_, padded, 1}, value_transposed_, key_stride, gradient_, columns,
                     false);
       softmax_gradient_tile(rows, columns, scores_, gradient_, tiling_.mask(b, h, row, mask_),
-                            log_sum_exp + (b * problem_.heads + h) * problem_.queries + row, weights_);
+                            log_sum_exp + (b * problem_.heads + h) * problem_.queries + row);
       if (grad_v.data != nullptr) {
         multiply_tile(visible, padded, rows, {scores_, 1, columns}, grad_out_, padded, grad_value_, padded, true);
       }
@@ -230,7 +228,7 @@ class BackwardWorker {
       }
     }
     if (grad_k.data != nullptr) {
-      unpack(grad_key_, keys, width, 1.0F, nullptr, row_of(grad_k, b, h, 0), grad_k.row_stride);
+      unpack(grad_key_, keys, width, 1.0F / kLog2E, nullptr, row_of(grad_k, b, h, 0), grad_k.row_stride);
     }
     if (grad_v.data != nullptr) {
       unpack(grad_value_, keys, width, 1.0F, nullptr, row_of(grad_v, b, h, 0), grad_v.row_stride);
@@ -241,7 +239,7 @@ class BackwardWorker {
   [[nodiscard]] std::int64_t room() const {
     const std::int64_t keys = tiling_.padded_keys(), width = tiling_.padded_width(), rows = tiling_.max_rows();
     return 5 * Scratch::room_for(keys * width) + 3 * Scratch::room_for(rows * width) +
-           2 * Scratch::room_for(rows * keys) + Scratch::room_for(keys) + tiling_.mask_room();
+           2 * Scratch::room_for(rows * keys) + tiling_.mask_room();
   }
 
   const AttentionProblem& problem_;
@@ -249,7 +247,7 @@ class BackwardWorker {
   Scratch scratch_;
   float *key_, *key_transposed_, *value_transposed_, *grad_key_, *grad_value_;  // [S, W], transposed [W, S]
   float *query_, *grad_out_, *grad_query_;                                      // [rows, W]
-  float *scores_, *gradient_, *weights_;                                        // [rows, S], one row
+  float *scores_, *gradient_;                                                   // [rows, S]
   Tiling::MaskScratch mask_;
 };
 
@@ -281,7 +279,7 @@ void attention_forward(const AttentionProblem& problem, const HeadRows<const T>&
         pack(row_of(v, b, h, 0), v.row_stride, problem.keys, problem.width, 1.0F, value);
       }
       const std::int64_t rows = tiling.rows(row), columns = tiling.columns(row);
-      pack(row_of(q, b, h, row), q.row_stride, rows, problem.width, problem.scale, query);
+      pack(row_of(q, b, h, row), q.row_stride, rows, problem.width, problem.scale * kLog2E, query);
       multiply_tile(rows, columns, problem.width, {query, width, 1}, key_transposed, keys, scores, columns, false);
       softmax_tile(rows, columns, scores, tiling.mask(b, h, row, mask), inverse_sum,
                    log_sum_exp + (b * problem.heads + h) * problem.queries + row);

@@ -35,7 +35,7 @@ struct BiasGradient {
   std::int64_t batches = 0, rows = 0;
 };
 
-/// log_sum_exp: [B, H, L] contiguous; +infinity for a row that sees no key, whose output is 0.
+/// log_sum_exp: [B, H, L] contiguous, in base 2; +infinity for a row that sees no key, whose output is 0.
 /// The result does not depend on the number of threads. T: float, c10::BFloat16, c10::Half; sums are in float.
 template <typename T>
 void attention_forward(const AttentionProblem& problem, const HeadRows<const T>& q, const HeadRows<const T>& k,

@@ -104,20 +104,18 @@ ESPALIER_INLINE void multiply_columns(std::int64_t rows, std::int64_t depth, con
   }
 }
 
-// x = exp(x) for x <= 0 or NaN, to 2 units in the last place; 0 below -87, where floats turn denormal. Cephes'
-// polynomial.
+// x = 2^x for x < 127 or NaN, to 2 units in the last place; 0 below -126, where floats turn denormal. The polynomial
+// meets 2^x on
+// [-1/2, 1/2] to 2e-9 and is summed in pairs: the chain of dependent steps, not their number, limits the speed.
 ESPALIER_INLINE void exponentiate(Lanes& x) {
   constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-  const LaneBits is_tiny = x < -87.0F;
-  const Lanes shifted = x * 1.44269504F + kRound;
-  const Lanes whole = shifted - kRound;
-  const Lanes rest = (x - whole * 0.693359375F) - whole * -2.12194440e-4F;
-  Lanes series = rest * 1.9875691500e-4F + 1.3981999507e-3F;
-  series = series * rest + 8.3334519073e-3F;
-  series = series * rest + 4.1665795894e-2F;
-  series = series * rest + 1.6666665459e-1F;
-  series = series * rest + 5.0000001201e-1F;
-  series = series * (rest * rest) + rest + 1.0F;
+  const LaneBits is_tiny = x < -126.0F;
+  const Lanes shifted = x + kRound;
+  const Lanes rest = x - (shifted - kRound);
+  const Lanes square = rest * rest;
+  const Lanes low = (rest * 5.550356954e-02F + 2.402265072e-01F) * square + (rest * 6.931471825e-01F + 1.0F);
+  const Lanes high = square * 1.546144777e-04F + (rest * 1.339086681e-03F + 9.618056938e-03F);
+  const Lanes series = high * (square * square) + low;
   const LaneBits exponent = (reinterpret_cast<const LaneBits&>(shifted) << 23) + 0x3F800000;
   const Lanes power = series * reinterpret_cast<const Lanes&>(exponent);
   const LaneBits bits = reinterpret_cast<const LaneBits&>(power) & ~is_tiny;
@@ -129,18 +127,37 @@ ESPALIER_INLINE void drop(Lanes& x, const std::uint32_t* keep) {
   x = reinterpret_cast<const Lanes&>(bits);
 }
 
-ESPALIER_INLINE float sum_of(const Lanes& lanes) {
+ESPALIER_INLINE float sum_of(const float* lanes) {
   return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
 
-// Leaves in mask.bias_row what is added to row i of the scores: the bias, and -infinity where nothing may be seen.
+// a NaN is never the smaller one: a row of NaN must not look like a row without keys
+ESPALIER_INLINE float highest_of(const float* lanes) {
+  float highest = lanes[0];
+  for (int lane = 1; lane < kTileLanes; ++lane) {
+    highest = lanes[lane] < highest ? highest : lanes[lane];
+  }
+  return highest;
+}
+
+ESPALIER_INLINE const std::uint32_t* keep_row(const TileMask& mask, std::int64_t i) {
+  return mask.keep != nullptr ? mask.keep + i * mask.keep_row_stride : nullptr;
+}
+
+// Leaves in mask.bias_row what is added to row i of the scores: the bias in base 2, and -infinity where nothing may be
+// seen.
 ESPALIER_INLINE void fill_bias_row(const TileMask& mask, std::int64_t i, std::int64_t columns) {
   if (i > 0 && mask.bias_row_stride == 0 && !mask.is_causal) {
     return;
   }
   const std::int64_t visible = mask.is_causal ? std::min(mask.num_visible + i, mask.num_keys) : mask.num_keys;
   if (mask.bias != nullptr) {
-    std::copy_n(mask.bias + i * mask.bias_row_stride, visible, mask.bias_row);
+    const float* bias = mask.bias + i * mask.bias_row_stride;
+    for (std::int64_t j = 0; j < visible; ++j) {
+      // a finite bias stays finite, however low: only -infinity hides a key
+      const float in_base_2 = bias[j] * kLog2E;
+      mask.bias_row[j] = in_base_2 < std::numeric_limits<float>::lowest() ? bias[j] : in_base_2;
+    }
   } else {
     std::fill_n(mask.bias_row, visible, 0.0F);
   }
@@ -161,10 +178,14 @@ void multiply_tile(std::int64_t rows, std::int64_t columns, std::int64_t depth, 
   }
 }
 
+// Both functions below go through the whole tile in phases: what a row needs to know of itself (maximum, sum) is
+// gathered in one phase and used in the next, since a short row would otherwise wait for its own result.
+
 ESPALIER_TARGET_CLONES
 void softmax_tile(std::int64_t rows, std::int64_t columns, float* scores, const TileMask& mask, float* inverse_sum,
                   float* log_sum_exp) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  alignas(32) float lanes[kMaxTileRows * kTileLanes];
   for (std::int64_t i = 0; i < rows; ++i) {
     float* row = scores + i * columns;
     fill_bias_row(mask, i, columns);
@@ -174,26 +195,28 @@ void softmax_tile(std::int64_t rows, std::int64_t columns, float* scores, const 
       load(x, row + j);
       load(bias, mask.bias_row + j);
       x += bias;
-      // a NaN is never the smaller one: a row of NaN must not look like a row without keys
       highest = x < highest ? highest : x;
       store(x, row + j);
     }
-    float top = highest[0];
-    for (int lane = 1; lane < kTileLanes; ++lane) {
-      top = highest[lane] < top ? top : highest[lane];
-    }
-    if (top == -kInfinity) {
-      std::fill_n(row, columns, 0.0F);
-      inverse_sum[i] = 0;
-      log_sum_exp[i] = kInfinity;
-      continue;
+    store(highest, lanes + i * kTileLanes);
+  }
+  float* top = inverse_sum;
+  for (std::int64_t i = 0; i < rows; ++i) {
+    top[i] = highest_of(lanes + i * kTileLanes);
+  }
+  for (std::int64_t i = 0; i < rows; ++i) {
+    float* row = scores + i * columns;
+    const std::uint32_t* keep = keep_row(mask, i);
+    // -infinity - +infinity: the weights of a row without keys become 0
+    float subtracted = top[i];
+    if (top[i] == -kInfinity) {
+      subtracted = kInfinity;
     }
     Lanes sums{};
-    const std::uint32_t* keep = mask.keep != nullptr ? mask.keep + i * mask.keep_row_stride : nullptr;
     for (std::int64_t j = 0; j < columns; j += kTileLanes) {
       Lanes x;
       load(x, row + j);
-      x -= top;
+      x -= subtracted;
       exponentiate(x);
       sums += x;
       if (keep != nullptr) {
@@ -201,46 +224,58 @@ void softmax_tile(std::int64_t rows, std::int64_t columns, float* scores, const 
       }
       store(x, row + j);
     }
-    const float sum = sum_of(sums);
-    inverse_sum[i] = 1.0F / sum;
-    log_sum_exp[i] = top + std::log(sum);
+    store(sums, lanes + i * kTileLanes);
+  }
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const bool is_blind = top[i] == -kInfinity;
+    const float sum = sum_of(lanes + i * kTileLanes);
+    log_sum_exp[i] = is_blind ? kInfinity : top[i] + std::log2(sum);
+    inverse_sum[i] = is_blind ? 0.0F : 1.0F / sum;
   }
 }
 
 ESPALIER_TARGET_CLONES
 void softmax_gradient_tile(std::int64_t rows, std::int64_t columns, float* scores, float* gradient,
-                           const TileMask& mask, const float* log_sum_exp, float* weights) {
+                           const TileMask& mask, const float* log_sum_exp) {
+  alignas(32) float lanes[kMaxTileRows * kTileLanes];
   for (std::int64_t i = 0; i < rows; ++i) {
     float* row = scores + i * columns;
     float* gradient_row = gradient + i * columns;
+    const std::uint32_t* keep = keep_row(mask, i);
     fill_bias_row(mask, i, columns);
-    const std::uint32_t* keep = mask.keep != nullptr ? mask.keep + i * mask.keep_row_stride : nullptr;
+    const float subtracted = log_sum_exp[i];
     Lanes sums{};
     for (std::int64_t j = 0; j < columns; j += kTileLanes) {
       Lanes x, bias, grad;
       load(x, row + j);
       load(bias, mask.bias_row + j);
       load(grad, gradient_row + j);
-      x = x + bias - log_sum_exp[i];
+      x = x + bias - subtracted;
       exponentiate(x);
-      store(x, weights + j);
+      store(x, row + j);
       if (keep != nullptr) {
         drop(grad, keep + j);
+        store(grad, gradient_row + j);
       }
       sums += x * grad;
-      store(grad, gradient_row + j);
-      if (keep != nullptr) {
-        drop(x, keep + j);
-      }
-      store(x, row + j);
     }
-    const float mean = sum_of(sums);
+    store(sums, lanes + i * kTileLanes);
+  }
+  for (std::int64_t i = 0; i < rows; ++i) {
+    float* row = scores + i * columns;
+    float* gradient_row = gradient + i * columns;
+    const std::uint32_t* keep = keep_row(mask, i);
+    const float mean = sum_of(lanes + i * kTileLanes);
     for (std::int64_t j = 0; j < columns; j += kTileLanes) {
       Lanes x, grad;
-      load(x, weights + j);
+      load(x, row + j);
       load(grad, gradient_row + j);
       grad = x * (grad - mean);
       store(grad, gradient_row + j);
+      if (keep != nullptr) {
+        drop(x, keep + j);
+        store(x, row + j);
+      }
     }
   }
 }

@@ -8,6 +8,11 @@
 namespace espalier::model {
 
 constexpr std::int64_t kTileLanes = 8;
+constexpr std::int64_t kMaxTileRows = 64;
+
+/// Scores are in base 2: whoever makes them multiplies by log2(e), so that the softmax takes powers of 2, which are
+/// cheaper.
+constexpr float kLog2E = 1.44269504F;
 
 constexpr std::int64_t padded_to_lanes(std::int64_t count) {
   return (count + kTileLanes - 1) / kTileLanes * kTileLanes;
@@ -28,7 +33,7 @@ void multiply_tile(std::int64_t rows, std::int64_t columns, std::int64_t depth, 
 
 /// What is laid over the scores of a tile before and after the softmax.
 struct TileMask {
-  const float* bias;             ///< of the tile's first row, or null
+  const float* bias;             ///< of the tile's first row, or null; in base e
   std::int64_t bias_row_stride;  ///< 0: one row for all
   std::int64_t num_keys;         ///< columns from here on are padding
   std::int64_t num_visible;      ///< keys that the first row may see; one more for each further row if is_causal
@@ -38,14 +43,14 @@ struct TileMask {
   float* bias_row;  ///< scratch of one padded row
 };
 
-/// In: scores [rows, columns]. Out: exp(score + bias - max) with dropout applied (unscaled), each row's 1 / sum before
-/// dropout, and log-sum-exp. A row that sees no key has weights 0, inverse sum 0 and log-sum-exp +infinity.
+/// In: scores [rows, columns]. Out: 2^(score + bias - max) with dropout applied (unscaled), each row's 1 / sum before
+/// dropout, and log-sum-exp (base 2). A row that sees no key has weights 0, inverse sum 0 and log-sum-exp +infinity.
 void softmax_tile(std::int64_t rows, std::int64_t columns, float* scores, const TileMask& mask, float* inverse_sum,
                   float* log_sum_exp);
 
 /// In: scores and the gradient of the weights after dropout. Out: the weights after dropout (unscaled) in `scores`, the
-/// gradient of score + bias in `gradient`. `weights` is scratch of one padded row.
+/// gradient of the exponent (in base e) in `gradient`. Both functions require: rows <= kMaxTileRows.
 void softmax_gradient_tile(std::int64_t rows, std::int64_t columns, float* scores, float* gradient,
-                           const TileMask& mask, const float* log_sum_exp, float* weights);
+                           const TileMask& mask, const float* log_sum_exp);
 
 }  // namespace espalier::model

@@ -76,7 +76,7 @@ at::Tensor run_dropout(const at::Tensor& x, const at::Tensor& residual, double p
                        std::int64_t first_element) {
   const at::Tensor dense_x = x.contiguous();
   const at::Tensor dense_residual = residual.defined() ? residual.contiguous() : residual;
-  const at::Tensor y = at::empty_like(dense_x);
+  at::Tensor y = at::empty_like(dense_x);
   const DropoutRule rule = make_dropout_rule(probability, key);
   if (x.is_cuda()) {
     dropout_on_cuda(dense_x, dense_residual, y, first_element, rule);

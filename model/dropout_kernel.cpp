@@ -49,6 +49,11 @@ ESPALIER_AVX2 inline __attribute__((always_inline)) void store_keep(__m256i even
 ESPALIER_AVX2 void draw_with_avx2(const DropoutRule& rule, std::int64_t first_block, std::int64_t num_blocks,
                                   std::uint32_t* keep) {
   const __m256i threshold = _mm256_set1_epi32(static_cast<int>(rule.threshold));
+  __m256i key0[10], key1[10];
+  for (std::uint32_t round = 0; round < 10; ++round) {
+    key0[round] = _mm256_set1_epi64x(static_cast<std::uint32_t>(rule.key) + round * 0x9E3779B9U);
+    key1[round] = _mm256_set1_epi64x(static_cast<std::uint32_t>(rule.key >> 32) + round * 0xBB67AE85U);
+  }
   for (std::int64_t block = first_block; block < first_block + num_blocks; ++block, keep += kDropoutBlock) {
     for (std::int64_t j = 0; j < kDropoutCounters; j += 8) {
       const std::int64_t counter = block * kDropoutCounters + j;
@@ -57,13 +62,10 @@ ESPALIER_AVX2 void draw_with_avx2(const DropoutRule& rule, std::int64_t first_bl
       const __m256i zero = _mm256_setzero_si256();
       FourCounters even{low, high, zero, zero};
       FourCounters odd{_mm256_add_epi64(low, _mm256_set1_epi64x(1)), high, zero, zero};
-      auto key0 = static_cast<std::uint32_t>(rule.key), key1 = static_cast<std::uint32_t>(rule.key >> 32);
 #pragma GCC unroll 10
       for (int round = 0; round < 10; ++round) {
-        step(even, _mm256_set1_epi64x(key0), _mm256_set1_epi64x(key1));
-        step(odd, _mm256_set1_epi64x(key0), _mm256_set1_epi64x(key1));
-        key0 += 0x9E3779B9U;
-        key1 += 0xBB67AE85U;
+        step(even, key0[round], key1[round]);
+        step(odd, key0[round], key1[round]);
       }
       store_keep(even.word0, odd.word0, threshold, keep + j);
       store_keep(even.word1, odd.word1, threshold, keep + kDropoutCounters + j);

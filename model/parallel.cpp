@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// at::parallel_for is a header template that silently runs serially unless its caller is compiled with OpenMP, and an OpenMP runtime
-// of our own beside LibTorch's would fight it for the cores. TensorIterator's loop is compiled inside LibTorch, so it is borrowed:
-// one byte of a scratch tensor stands for one task.
+// at::parallel_for is a header template that silently runs serially unless its caller is compiled with OpenMP, and an
+// OpenMP runtime of our own beside LibTorch's would fight it for the cores. TensorIterator's loop is compiled inside
+// LibTorch, so it is borrowed: one byte of a scratch tensor stands for one task.
 #include "model/parallel.h"
 
 #include <ATen/ATen.h>
