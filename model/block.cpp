@@ -18,7 +18,7 @@ namespace {
 
 /// [B, S, G*W] -> [B, H, S, W], a view unless key/value heads are shared.
 at::Tensor split_heads(const at::Tensor& x, std::int64_t num_stored, std::int64_t num_heads) {
-  const auto heads = x.unflatten(-1, {num_stored, -1}).transpose(1, 2);  // [B, G, S, W]
+  auto heads = x.unflatten(-1, {num_stored, -1}).transpose(1, 2);  // [B, G, S, W]
   if (num_stored == num_heads) return heads;
   const auto repeats = num_heads / num_stored;
   return heads.unsqueeze(2).expand({-1, -1, repeats, -1, -1}).flatten(1, 2);
@@ -86,8 +86,8 @@ at::Tensor TransformerBlock::attention_part(const at::Tensor& x, const BlockInpu
     return attend(attention_, normed, normed, inputs.attention_bias, spec_.is_causal, DropoutSite::kAttentionWeights,
                   context);
   };
-  const auto y = add_branch(x, attention_.norm, self_branch, find_insert(InsertPlace::kAfterAttention),
-                            DropoutSite::kAttentionOutput, context);
+  auto y = add_branch(x, attention_.norm, self_branch, find_insert(InsertPlace::kAfterAttention),
+                      DropoutSite::kAttentionOutput, context);
   if (!cross_attention_) return y;
   const auto cross_branch = [&](const at::Tensor& normed) {
     return attend(*cross_attention_, normed, inputs.memory, inputs.memory_bias, /*is_causal=*/false,

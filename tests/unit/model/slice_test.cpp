@@ -129,8 +129,8 @@ TEST_F(SliceTest, LoadsItsOwnRangeOnly) {
       StageSlice slice(backbone_, {first, end}, recorder, {});
       for (const auto& name : recorder.taken) {
         for (int block = 0; block < 3; ++block) {
-          if (name.find("layer." + std::to_string(block) + ".") != std::string::npos)
-            EXPECT_TRUE(slice.range().contains(block + 1)) << name;
+          if (name.find("layer." + std::to_string(block) + ".") == std::string::npos) continue;
+          EXPECT_TRUE(slice.range().contains(block + 1)) << name;
         }
       }
       taken_by_all.insert(recorder.taken.begin(), recorder.taken.end());
@@ -140,39 +140,41 @@ TEST_F(SliceTest, LoadsItsOwnRangeOnly) {
   }
 }
 
-TEST_F(SliceTest, KeepsFp32WeightsAsViewsOfTheFileAndCountsTheirBytes) {
+TEST_F(SliceTest, KeepsFp32WeightsAsViewsOfTheFileThatCountLikeAllocatedOnes) {
+  install_counting_allocator();
   write({});
   const auto before = allocated_bytes().current;
+  const auto used = [&] { return allocated_bytes().current - before; };
   {
     auto slice = whole();
     const auto view = weights_->get("bert.encoder.layer.1.intermediate.dense.weight");
-    at::Tensor* found = nullptr;
-    std::int64_t mapped_bytes = 0;
-    slice.visit_weights([&](const std::string& name, at::Tensor& slot, const std::vector<std::int64_t>& /*shape*/) {
-      if (name == "encoder.1.feed_forward.up.weight") found = &slot;
-      if (!name.starts_with("head.classifier")) mapped_bytes += static_cast<std::int64_t>(slot.nbytes());
+    const auto view_bytes = static_cast<std::int64_t>(view.nbytes());
+    at::Tensor* slot = nullptr;
+    std::int64_t all_bytes = 0;
+    slice.visit_weights([&](const std::string& name, at::Tensor& found, const std::vector<std::int64_t>& /*shape*/) {
+      if (name == "encoder.1.feed_forward.up.weight") slot = &found;
+      all_bytes += static_cast<std::int64_t>(found.nbytes());
     });
-    ASSERT_NE(found, nullptr);
-    EXPECT_EQ(found->const_data_ptr(), view.const_data_ptr());
-    EXPECT_EQ(allocated_bytes().current - before, mapped_bytes);
-    EXPECT_EQ(slice.frozen_bytes(), mapped_bytes + (2 * 24 + 2) * 4);
+    ASSERT_NE(slot, nullptr);
+    EXPECT_EQ(slot->const_data_ptr(), view.const_data_ptr());
+    EXPECT_EQ(used(), all_bytes);
+    EXPECT_EQ(slice.frozen_bytes(), all_bytes);
 
-    const auto values = view.clone();
-    slice.make_trainable(*found);
-    EXPECT_TRUE(found->requires_grad() && found->is_leaf());
-    EXPECT_TRUE(at::equal(*found, values));
-    EXPECT_EQ(allocated_bytes().current - before, mapped_bytes - static_cast<std::int64_t>(view.nbytes()));
-    EXPECT_EQ(slice.frozen_bytes(), mapped_bytes + (2 * 24 + 2) * 4 - static_cast<std::int64_t>(view.nbytes()));
+    slice.make_trainable(*slot);
+    EXPECT_TRUE(slot->requires_grad() && slot->is_leaf());
+    EXPECT_TRUE(at::equal(*slot, view));
+    EXPECT_EQ(used(), all_bytes) << "the owned copy stands in for the mapped bytes";
+    EXPECT_EQ(slice.frozen_bytes(), all_bytes - view_bytes);
     {
       const at::NoGradGuard no_grad;
-      found->zero_();
+      slot->zero_();
     }
-    EXPECT_TRUE(at::equal(view, values)) << "training must leave the folder's bytes alone";
+    EXPECT_GT(view.abs().max().item<float>(), 0) << "training must leave the folder's bytes alone";
 
-    auto moved = std::move(slice);
-    EXPECT_EQ(allocated_bytes().current - before, mapped_bytes - static_cast<std::int64_t>(view.nbytes()));
+    const auto moved = std::move(slice);
+    EXPECT_EQ(used(), all_bytes);
   }
-  EXPECT_EQ(allocated_bytes().current, before);
+  EXPECT_EQ(used(), 0);
 }
 
 TEST_F(SliceTest, ConvertsTheBackboneToTheComputeTypeAndLeavesTheHeadInFp32) {
@@ -222,7 +224,7 @@ TEST_F(SliceTest, NamesEveryTensorThatIsMissingOrHasAnotherShapeOrType) {
     tensors["encoder.layer.3.output.dense.bias"] = at::zeros({24});  // with and without the prefix
   });
   EXPECT_THAT(
-      message_of<ConfigError>([&] { whole(); }),
+      message_of<ConfigError>([&] { (void)whole(); }),
       AllOf(HasSubstr(folder_.path().string()), HasSubstr("5 of the needed tensors"),
             HasSubstr("encoder.2.feed_forward.down.bias: missing; expected a tensor named "
                       "bert.encoder.layer.2.output.dense.bias"),
