@@ -2,6 +2,7 @@
 #include "peft/chain_method.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <utility>
 

@@ -3,6 +3,7 @@
 #include "peft/lst.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <spdlog/fmt/fmt.h>
 
 #include <map>

@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "common/error.h"
+#include "model/dropout.h"
 #include "stages.h"
 
 namespace espalier::peft {
@@ -220,6 +221,48 @@ TEST(LstMethod, GivesTheBackboneTheDropoutItHasByItself) {
     return stages.methods.front()->forward({}, inputs, training_context(), /*keeps_pass=*/true).outgoing.at("hidden");
   };
   EXPECT_TRUE(at::equal(hidden(lst), hidden(lora)));
+}
+
+TEST(LstMethod, DropsWhatItReadsFromTheEmbeddingByAMaskOfItsOwn) {
+  const TinyModel tiny = make_tiny({});
+  std::vector<at::Tensor> hidden;
+  static_cast<void>(run_bare(tiny, make_batch(), {}, &hidden));
+  MethodConfig config = lst_config();
+  config.lst.layers = {2, 3};  // none on the first stage
+  Stages stages(tiny, config, 2);
+  const model::Carry outgoing =
+      stages.methods.front()
+          ->forward({}, stages.slices.front()->prepare(make_batch()), training_context(), true)
+          .outgoing;
+  const auto key = model::dropout_key(training_context(), {RandomDomain::kSide, 0}, model::DropoutSite::kSideInput);
+  const at::Tensor expected = at::linear(model::dropout(hidden[0], 0.1, key), stages.trained("lst.first.weight"),
+                                         stages.trained("lst.first.bias"));
+  EXPECT_TRUE(at::allclose(outgoing.at("side"), expected, 1e-5, 1e-6));
+}
+
+TEST(LstMethod, DropsItsStateBeforeTheUpProjection) {
+  const TinyModel tiny = make_tiny({});
+  MethodConfig config = lst_config();
+  config.lst.layers = {0};  // none on the last stage
+  Stages stages(tiny, config, 2);
+  stir(stages);
+  const at::Tensor side = at::arange(3 * 8 * 4, at::kFloat).view({3, 8, 4}).sin();
+  const at::Tensor logits =
+      stages.methods.back()
+          ->forward({{"side", side}}, stages.slices.back()->prepare(make_batch()), training_context(),
+                    /*keeps_pass=*/false)
+          .outgoing.at("logits");
+  const auto linear = [&](const std::string& name, const at::Tensor& x) {
+    return at::linear(x, stages.trained(name + ".weight"), stages.trained(name + ".bias"));
+  };
+  const auto drop = [](const at::Tensor& x, RandomDomain domain, model::DropoutSite site) {
+    return model::dropout(x.contiguous(), 0.1, model::dropout_key(training_context(), {domain, 5}, site));
+  };
+  const at::Tensor read = drop(side.narrow(1, 0, 1), RandomDomain::kSide, model::DropoutSite::kSideOutput).select(1, 0);
+  const at::Tensor pooled = at::tanh(linear("head.dense", linear("lst.up", read)));
+  const at::Tensor expected =
+      linear("head.classifier", drop(pooled, RandomDomain::kHead, model::DropoutSite::kClassifier));
+  EXPECT_TRUE(at::allclose(logits, expected, 1e-5, 1e-5));
 }
 
 TEST(LstMethod, AgreesWithFiniteDifferences) {
