@@ -195,7 +195,8 @@ void Option::assign(const std::string& text, OptionSource source, const std::str
 }
 
 std::string_view Option::section() const {
-  return std::string_view(key_).substr(0, key_.rfind('.'));
+  const auto dot = key_.rfind('.');
+  return dot == key_.npos ? std::string_view() : std::string_view(key_).substr(0, dot);
 }
 
 std::string_view Option::leaf() const {
@@ -244,8 +245,8 @@ template Option& OptionTable::add(std::string, TextList&);
 Option& OptionTable::insert(std::unique_ptr<Option> option) {
   const std::string& key = option->key();
   ESPALIER_CHECK(key.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_.") == std::string::npos &&
-                     !option->section().empty() && !option->leaf().empty() && key.find('.') != std::string::npos,
-                 "an option's key is \"section.name\" in lower case, found \"{}\"", key);
+                     !option->leaf().empty() && !key.starts_with('.'),
+                 "an option's key is \"section.name\", or \"name\" of a flag, in lower case, found \"{}\"", key);
   ESPALIER_CHECK(find(key) == nullptr, "the option {} is declared twice", key);
   option->default_text_ = option->value_text();
   options_.push_back(std::move(option));

@@ -34,6 +34,11 @@ void append_wrapped(std::string& out, std::string_view text, std::size_t indent)
   flush();
 }
 
+/// Options without a section are flags of one command, and stand before the first header.
+std::string section_header(std::string_view section) {
+  return section.empty() ? std::string() : fmt::format("[{}]\n", section);
+}
+
 std::string markdown_cell(std::string text) {
   for (std::size_t at = 0; (at = text.find('|', at)) != std::string::npos; at += 2) {
     text.insert(at, 1, '\\');
@@ -47,7 +52,7 @@ std::string markdown_cell(std::string text) {
 std::string OptionTable::print_config() const {
   std::string out;
   for (const Section& section : sections()) {
-    out += fmt::format("{}[{}]\n", out.empty() ? "" : "\n", section.name);
+    out += (out.empty() ? "" : "\n") + section_header(section.name);
     for (const Option* option : section.options) {
       out += fmt::format("{} = {}  # {}\n", option->leaf(), detail::ini_value(option->value_text()), option->origin());
     }
@@ -62,7 +67,7 @@ std::string OptionTable::canonical_text() const {
   }
   std::string out;
   for (const auto& [section, values] : sorted) {
-    out += fmt::format("[{}]\n", section);
+    out += section_header(section);
     for (const auto& [leaf, value] : values) {
       out += fmt::format("{} = {}\n", leaf, value);
     }
@@ -73,7 +78,7 @@ std::string OptionTable::canonical_text() const {
 std::string OptionTable::help() const {
   std::string out;
   for (const Section& section : sections()) {
-    out += fmt::format("{}[{}]\n", out.empty() ? "" : "\n", section.name);
+    out += (out.empty() ? "" : "\n") + section_header(section.name);
     for (const Option* option : section.options) {
       std::vector<std::string> facts;
       if (!option->unit_.empty()) {

@@ -9,7 +9,6 @@
 #include "common/counting_allocator.h"
 #include "common/error.h"
 #include "launch/commands.h"
-#include "launch/session.h"
 
 namespace espalier::launch {
 namespace {
@@ -51,18 +50,6 @@ int run(const Arguments& words) {
 }
 
 }  // namespace
-
-bool wants_help(const Arguments& arguments) {
-  return std::any_of(arguments.begin(), arguments.end(), [](const std::string& word) { return word == "--help" || word == "-h"; });
-}
-
-void print_once(const std::string& text) {
-  if (launcher_rank() == 0) {
-    std::fputs(text.c_str(), stdout);
-    std::fflush(stdout);
-  }
-}
-
 }  // namespace espalier::launch
 
 int main(int argc, char** argv) {

@@ -2,6 +2,7 @@
 #include "optim/adamw.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/Parallel.h>
 #include <spdlog/fmt/fmt.h>
 
@@ -206,7 +207,8 @@ double combine_norm(const std::vector<double>& squared) {
 }
 
 double clip_by_norm(std::vector<at::Tensor>& gradients, double norm, double clip) {
-  if (clip <= 0 || !(norm > clip)) return 1.0;
+  // A stage may train nothing.
+  if (clip <= 0 || !(norm > clip) || gradients.empty()) return 1.0;
   const double factor = clip / norm;
   const at::NoGradGuard no_grad;
   at::_foreach_mul_(gradients, factor);

@@ -2,6 +2,7 @@
 #include "train/trainer.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <spdlog/fmt/fmt.h>
 
 #include <cmath>
@@ -268,10 +269,9 @@ void Trainer::save(std::int64_t steps_done) {
   if (best_value_) {
     state["best_value"] = *best_value_;
   }
-  const auto path = store_->save(steps_done, tensors, state);
-  last_saved_step_ = steps_done;
   progress_.end_line();
-  log_info("checkpoint", "saved {}", path.string());
+  store_->save(steps_done, tensors, state);
+  last_saved_step_ = steps_done;
 }
 
 void Trainer::resume() {

@@ -2,6 +2,7 @@
 #include "train/worker.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <spdlog/fmt/fmt.h>
 
 #include "common/error.h"

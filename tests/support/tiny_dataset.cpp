@@ -23,15 +23,15 @@ Rows draw_rows(const TinyDataset& dataset, std::int64_t num_rows, const std::str
   Rows rows;
   for (std::int64_t row = 0; row < num_rows; ++row) {
     const auto length = 3 + static_cast<std::int64_t>(sequence.next_below(static_cast<std::uint64_t>(dataset.longest - 2)));
-    std::int64_t sum = 0;
+    std::int64_t first = 0;
     for (std::int64_t token = 0; token < length; ++token) {
       const auto id = 3 + static_cast<std::int64_t>(sequence.next_below(static_cast<std::uint64_t>(dataset.vocab - 3)));
-      sum += id;
+      first = token == 0 ? id : first;
       rows.ids.push_back(static_cast<std::int32_t>(id));
     }
     rows.offsets.push_back(static_cast<std::int64_t>(rows.ids.size()));
-    rows.classes.push_back(sum / length * dataset.num_labels / dataset.vocab);
-    rows.targets.push_back(static_cast<float>(sum) / static_cast<float>(length * dataset.vocab));
+    rows.classes.push_back(first * dataset.num_labels / dataset.vocab);
+    rows.targets.push_back(static_cast<float>(first) / static_cast<float>(dataset.vocab));
     const auto name = std::to_string(row);
     rows.id_bytes.insert(rows.id_bytes.end(), name.begin(), name.end());
     rows.id_offsets.push_back(static_cast<std::int64_t>(rows.id_bytes.size()));

@@ -17,7 +17,7 @@ struct TinyDataset {
   std::uint64_t seed = 1;
 };
 
-/// Writes the file and returns its path. The label follows from the tokens, so that training can learn it.
+/// Writes the file and returns its path. The label follows from the first token, so that training can learn it.
 std::filesystem::path write_tiny_dataset(const TinyDataset& dataset, const std::filesystem::path& file);
 
 }  // namespace espalier::test

@@ -227,7 +227,7 @@ TEST(OptionDeclaration, DefectsOfADeclarationAreFoundAtOnce) {
   std::string text = "x";
   table.add("a.b", number);
   EXPECT_THROW(table.add("a.b", number), InternalError);
-  EXPECT_THROW(table.add("nosection", number), InternalError);
+  EXPECT_THROW(table.add(".nosection", number), InternalError);
   EXPECT_THROW(table.add("a.", number), InternalError);
   EXPECT_THROW(table.add("A.b", number), InternalError);
   EXPECT_THROW(table.add("a.c", number).at_least(1), InternalError);
