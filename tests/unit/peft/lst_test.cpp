@@ -91,7 +91,7 @@ class ByTheBook {
 void stir(const Stages& stages) {
   for (const TrainedTensor& tensor : stages.trained()) {
     const at::Tensor value = tensor.value.detach();
-    value.add_(at::arange(value.numel()).view(value.sizes()).sin(), tensor.name.ends_with("gate") ? 0.05 : 0.2);
+    value.add_((at::arange(value.numel()) + 1).view(value.sizes()).sin(), tensor.name.ends_with("gate") ? 0.05 : 0.2);
   }
 }
 
