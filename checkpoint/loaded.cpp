@@ -2,6 +2,7 @@
 #include "checkpoint/loaded.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <spdlog/fmt/fmt.h>
 
 #include "checkpoint/adapter.h"
