@@ -10,8 +10,8 @@
 
 namespace espalier::launch {
 
-nlohmann::json describe_adapter(const OptionTable& table, const peft::Method& method, const std::string& base_model_digest,
-                                const data::DatasetInfo& dataset) {
+nlohmann::json describe_adapter(const OptionTable& table, const peft::Method& method,
+                                const std::string& base_model_digest, const data::DatasetInfo& dataset) {
   nlohmann::json description = {{"method", method.name()},
                                 {"options", adapter_options(table)},
                                 {"base_model_digest", base_model_digest},
@@ -26,14 +26,16 @@ nlohmann::json describe_adapter(const OptionTable& table, const peft::Method& me
 
 void describe(OptionTable& table, WeightsRequest& request) {
   table.add("run", request.run).help("Run folder whose options and adapter are used.");
-  table.add("adapter", request.adapter).help("Adapter folder; default: the run's. Without run and adapter: the bare backbone.");
+  table.add("adapter", request.adapter)
+      .help("Adapter folder; default: the run's. Without run and adapter: the bare backbone.");
 }
 
 void require_same_vocabulary(const model::Backbone& backbone, const data::DatasetInfo& dataset) {
   if (dataset.vocab_size > backbone.vocab_size) {
-    throw ConfigError(fmt::format("{}: expected token ids below the {} of the backbone's vocabulary, found a tokenizer of {}; prepare "
-                                  "the data with the tokenizer of {}",
-                                  dataset.path.string(), backbone.vocab_size, dataset.vocab_size, backbone.folder.string()));
+    throw ConfigError(fmt::format(
+        "{}: expected token ids below the {} of the backbone's vocabulary, found a tokenizer of {}; prepare "
+        "the data with the tokenizer of {}",
+        dataset.path.string(), backbone.vocab_size, dataset.vocab_size, backbone.folder.string()));
   }
 }
 
@@ -54,13 +56,15 @@ std::string flag_value(const Arguments& arguments, const std::string& flag) {
 
 }  // namespace
 
-std::unique_ptr<train::Worker> make_worker_with_weights(Session& session, const Arguments& arguments, OptionTable& table, RunConfig& run,
-                                                        WeightsRequest& request) {
+std::unique_ptr<train::Worker> make_worker_with_weights(Session& session, const Arguments& arguments,
+                                                        OptionTable& table, RunConfig& run, WeightsRequest& request) {
   // Run and adapter decide which files come before the flags, so they are looked for first.
   request.run = flag_value(arguments, "--run");
   request.adapter = flag_value(arguments, "--adapter");
   const train::RunFolder folder(request.run);
-  const std::string adapter_folder = !request.adapter.empty() ? request.adapter : request.run.empty() ? "" : folder.adapter().string();
+  const std::string adapter_folder = !request.adapter.empty() ? request.adapter
+                                     : request.run.empty()    ? ""
+                                                              : folder.adapter().string();
   if (!request.run.empty()) {
     table.read_text(session.read_text(folder.config_file()), folder.config_file());
   }
@@ -81,14 +85,16 @@ std::unique_ptr<train::Worker> make_worker_with_weights(Session& session, const 
   }
   dist::require_equal(session.control(), table.canonical_text(), "configuration");
   session.set_threads(static_cast<int>(run.parallel.threads));
-  auto worker = std::make_unique<train::Worker>(train::WorkerConfig{run.model, run.parallel, run.peft, run.train.seed, num_labels},
-                                                session.ranks(run.model.device));
+  auto worker = std::make_unique<train::Worker>(
+      train::WorkerConfig{run.model, run.parallel, run.peft, run.train.seed, num_labels},
+      session.ranks(run.model.device));
   if (adapter) {
     const auto made_for = adapter->description.value("base_model_digest", std::string());
-    if (made_for != worker->weights().digest()) {
-      throw ConfigError(fmt::format("{}: expected a backbone with digest {}, found {} in {}; give the model folder the adapter was "
-                                    "trained on",
-                                    adapter_folder, made_for, worker->weights().digest(), run.model.path));
+    if (made_for != worker->model_digest()) {
+      throw ConfigError(
+          fmt::format("{}: expected a backbone with digest {}, found {} in {}; give the model folder the adapter was "
+                      "trained on",
+                      adapter_folder, made_for, worker->model_digest(), run.model.path));
     }
     worker->load_trained(adapter->tensors);
   }

@@ -18,20 +18,21 @@
 namespace espalier::launch {
 
 /// adapter.json of the trained tensors of `method` (docs/adapter_format.md).
-nlohmann::json describe_adapter(const OptionTable& table, const peft::Method& method, const std::string& base_model_digest,
-                                const data::DatasetInfo& dataset);
+nlohmann::json describe_adapter(const OptionTable& table, const peft::Method& method,
+                                const std::string& base_model_digest, const data::DatasetInfo& dataset);
 
-/// Where weights to evaluate come from: a run folder, an adapter folder, or neither (the bare backbone with its own head).
+/// Where weights to evaluate come from: a run folder, an adapter folder, or neither (the bare backbone with its own
+/// head).
 struct WeightsRequest {
   std::string run;      ///< --run
   std::string adapter;  ///< --adapter
 };
 void describe(OptionTable& table, WeightsRequest& request);
 
-/// Reads options (a run's config.ini, the adapter's options, then `arguments`) and makes the worker with its trained tensors loaded.
-/// Collective: every rank.
-std::unique_ptr<train::Worker> make_worker_with_weights(Session& session, const Arguments& arguments, OptionTable& table, RunConfig& run,
-                                                        WeightsRequest& request);
+/// Reads options (a run's config.ini, the adapter's options, then `arguments`) and makes the worker with its trained
+/// tensors loaded. Collective: every rank.
+std::unique_ptr<train::Worker> make_worker_with_weights(Session& session, const Arguments& arguments,
+                                                        OptionTable& table, RunConfig& run, WeightsRequest& request);
 
 /// Throws: ConfigError when the dataset was made with another tokenizer than the backbone's vocabulary allows.
 void require_same_vocabulary(const model::Backbone& backbone, const data::DatasetInfo& dataset);

@@ -9,7 +9,8 @@
 namespace espalier::launch {
 
 bool wants_help(const Arguments& arguments) {
-  return std::any_of(arguments.begin(), arguments.end(), [](const std::string& word) { return word == "--help" || word == "-h"; });
+  return std::any_of(arguments.begin(), arguments.end(),
+                     [](const std::string& word) { return word == "--help" || word == "-h"; });
 }
 
 void print_once(const std::string& text) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// espalier export: a run's trained tensors as an adapter folder. No ranks are needed: checkpoints are stored by canonical name.
+// espalier export: a run's trained tensors as an adapter folder. No ranks are needed: checkpoints are stored by
+// canonical name.
 #include <ATen/ATen.h>
 #include <spdlog/fmt/fmt.h>
 
@@ -53,7 +54,8 @@ void export_adapter(const ExportRequest& request) {
     auto& tensor = tensors.emplace(trained.name, at::empty_like(trained.value.detach())).first->second;
     loaded->read_into(prefix + trained.name, tensor);
   }
-  checkpoint::write_adapter(request.output, {describe_adapter(table, *method, source->digest(), dataset.info()), std::move(tensors)});
+  checkpoint::write_adapter(request.output,
+                            {describe_adapter(table, *method, source->digest(), dataset.info()), std::move(tensors)});
 }
 
 }  // namespace
@@ -63,10 +65,13 @@ int run_export(const Arguments& arguments) {
   OptionTable table;
   table.add("run", request.run).required().help("Run folder to export from.");
   table.add("output", request.output).required().help("Adapter folder to write.");
-  table.add("weights", request.weights).choices({"best", "last"}).help("Tensors of the best evaluation, or of the checkpoint's step.");
+  table.add("weights", request.weights)
+      .choices({"best", "last"})
+      .help("Tensors of the best evaluation, or of the checkpoint's step.");
   table.add("step", request.step).at_least(-1).unit("steps").help("Checkpoint to take. -1: the newest good one.");
   if (wants_help(arguments)) {
-    print_once("usage: espalier export --run FOLDER --output FOLDER [--weights best|last] [--step N]\n\n" + table.help());
+    print_once("usage: espalier export --run FOLDER --output FOLDER [--weights best|last] [--step N]\n\n" +
+               table.help());
     return static_cast<int>(ExitCode::kOk);
   }
   table.read_flags(arguments);

@@ -3,10 +3,10 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <H5public.h>
-#include <boost/version.hpp>
 #include <spdlog/fmt/fmt.h>
 #include <spdlog/version.h>
 #include <torch/headeronly/version.h>
+#include <boost/version.hpp>
 
 #include "common/error.h"
 #include "dist/mpi_communicator.h"
@@ -24,10 +24,13 @@ int run_info(const Arguments& arguments) {
   text += row("build", fmt::format("{}, CUDA and NCCL parts {}", ESPALIER_BUILD_TYPE, ESPALIER_CUDA_TEXT));
   text += row("LibTorch", TORCH_VERSION) + row("MPI", dist::mpi_library_version()) +
           row("HDF5", fmt::format("{}.{}.{}", H5_VERS_MAJOR, H5_VERS_MINOR, H5_VERS_RELEASE)) +
-          row("Boost", BOOST_LIB_VERSION) + row("spdlog", fmt::format("{}.{}.{}", SPDLOG_VER_MAJOR, SPDLOG_VER_MINOR, SPDLOG_VER_PATCH));
-  text += row("CPU", fmt::format("{}, {} core(s) for this process", at::get_cpu_capability(), train::default_threads(1)));
+          row("Boost", BOOST_LIB_VERSION) +
+          row("spdlog", fmt::format("{}.{}.{}", SPDLOG_VER_MAJOR, SPDLOG_VER_MINOR, SPDLOG_VER_PATCH));
+  text +=
+      row("CPU", fmt::format("{}, {} core(s) for this process", at::get_cpu_capability(), train::default_threads(1)));
   const auto& context = at::globalContext();
-  text += row("GPU", context.hasCUDA() ? fmt::format("{} device(s)", at::detail::getCUDAHooks().deviceCount()) : "none");
+  text +=
+      row("GPU", context.hasCUDA() ? fmt::format("{} device(s)", at::detail::getCUDAHooks().deviceCount()) : "none");
   print_once(text);
   return static_cast<int>(ExitCode::kOk);
 }

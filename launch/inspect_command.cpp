@@ -25,7 +25,9 @@ struct InspectRequest {
   std::int64_t num_labels = 0;
 };
 
-std::string row(const std::string& name, const std::string& value) { return fmt::format("  {:<22} {}\n", name, value); }
+std::string row(const std::string& name, const std::string& value) {
+  return fmt::format("  {:<22} {}\n", name, value);
+}
 
 std::string describe_model(const fs::path& folder, const InspectRequest& request) {
   const auto backbone = model::read_backbone(folder, {request.num_labels, "auto"});
@@ -37,14 +39,16 @@ std::string describe_model(const fs::path& folder, const InspectRequest& request
   }
   std::string text = fmt::format("{}: a {} model\n", folder.string(), backbone.family->model_type());
   text += row("blocks", fmt::format("{}", backbone.num_blocks())) + row("width", fmt::format("{}", backbone.width)) +
-          row("vocabulary", fmt::format("{}", backbone.vocab_size)) + row("stored parameters", fmt::format("{}", stored)) +
-          row("digest", weights->digest());
+          row("vocabulary", fmt::format("{}", backbone.vocab_size)) +
+          row("stored parameters", fmt::format("{}", stored)) + row("digest", weights->digest());
   const auto count = peft::count_trained(request.peft, backbone);
   text += row("trained by " + request.peft.method, fmt::format("{} + head {}", count.method, count.head));
-  const auto stages = model::plan_stages(backbone, static_cast<int>(request.parallel.stages), request.parallel.first_blocks);
+  const auto stages =
+      model::plan_stages(backbone, static_cast<int>(request.parallel.stages), request.parallel.first_blocks);
   for (std::size_t stage = 0; stage < stages.size(); ++stage) {
-    text += row(fmt::format("stage {}", stage), fmt::format("{} to {}", backbone.chain[static_cast<std::size_t>(stages[stage].first)].name,
-                                                            backbone.chain[static_cast<std::size_t>(stages[stage].end - 1)].name));
+    text += row(fmt::format("stage {}", stage),
+                fmt::format("{} to {}", backbone.chain[static_cast<std::size_t>(stages[stage].first)].name,
+                            backbone.chain[static_cast<std::size_t>(stages[stage].end - 1)].name));
   }
   return text;
 }
@@ -67,7 +71,8 @@ std::string describe_dataset(const fs::path& file) {
 std::string describe_checkpoint(const fs::path& folder) {
   const auto loaded = checkpoint::open_checkpoint(folder);
   return fmt::format("{}: a checkpoint\n{}{}{}", folder.string(), row("step", fmt::format("{}", loaded->step())),
-                     row("tensors", fmt::format("{}", loaded->names().size())), "  state " + loaded->state().dump(2) + "\n");
+                     row("tensors", fmt::format("{}", loaded->names().size())),
+                     "  state " + loaded->state().dump(2) + "\n");
 }
 
 std::string describe_adapter_folder(const fs::path& folder) {
@@ -87,7 +92,8 @@ std::string describe_run(const train::RunFolder& folder) {
       text += row("checkpoint", entry.path().filename().string());
     }
   }
-  return text + (fs::exists(folder.summary_file()) ? read_file(folder.summary_file()) : row("summary", "none yet: the run has not ended"));
+  return text + (fs::exists(folder.summary_file()) ? read_file(folder.summary_file())
+                                                   : row("summary", "none yet: the run has not ended"));
 }
 
 std::string describe_path(const fs::path& path, const InspectRequest& request) {
@@ -110,9 +116,10 @@ std::string describe_path(const fs::path& path, const InspectRequest& request) {
   if (fs::exists(folder.config_file())) {
     return describe_run(folder);
   }
-  throw ConfigError(fmt::format("{}: expected a model folder (config.json), a run (config.ini), a checkpoint (manifest.json), an adapter "
-                                "(adapter.json) or a dataset file, found none of them",
-                                path.string()));
+  throw ConfigError(fmt::format(
+      "{}: expected a model folder (config.json), a run (config.ini), a checkpoint (manifest.json), an adapter "
+      "(adapter.json) or a dataset file, found none of them",
+      path.string()));
 }
 
 }  // namespace
@@ -122,7 +129,9 @@ int run_inspect(const Arguments& arguments) {
   OptionTable table;
   peft::describe(table, request.peft);
   train::describe(table, request.parallel);
-  table.add("num_labels", request.num_labels).at_least(0).help("Labels of the head when counting a model. 0: as the folder says.");
+  table.add("num_labels", request.num_labels)
+      .at_least(0)
+      .help("Labels of the head when counting a model. 0: as the folder says.");
   if (wants_help(arguments) || arguments.empty() || arguments.front().starts_with("--")) {
     print_once("usage: espalier inspect PATH [--section.key=value ...]\n\n" + table.help());
     return static_cast<int>(wants_help(arguments) ? ExitCode::kOk : ExitCode::kConfig);

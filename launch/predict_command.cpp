@@ -42,9 +42,11 @@ model::NamedTensors read_arrays(const std::string& path) {
                                   ids == tensors.end() ? "none" : fmt::format("{} dimensions", ids->second.dim())));
   }
   for (const auto& [name, tensor] : tensors) {
-    const bool is_known = name == "input_ids" || name == "attention_mask" || name == "token_type_ids" || name == "labels";
+    const bool is_known =
+        name == "input_ids" || name == "attention_mask" || name == "token_type_ids" || name == "labels";
     if (!is_known) {
-      throw ConfigError(fmt::format("{}: expected input_ids, attention_mask, token_type_ids or labels, found '{}'", path, name));
+      throw ConfigError(
+          fmt::format("{}: expected input_ids, attention_mask, token_type_ids or labels, found '{}'", path, name));
     }
     if (name == "labels" ? tensor.size(0) != ids->second.size(0) : tensor.sizes() != ids->second.sizes()) {
       throw ConfigError(fmt::format("{}: '{}': expected the shape of input_ids [{}], found [{}]", path, name,
@@ -58,7 +60,8 @@ model::NamedTensors read_arrays(const std::string& path) {
 void predict_arrays(train::Worker& worker, const PredictRequest& request) {
   const auto inputs = read_arrays(request.inputs);
   if (worker.place().num_replicas != 1) {
-    throw ConfigError("--inputs: expected one replica (plain arrays are one batch), found parallel.replicas > 1; use stages only");
+    throw ConfigError(
+        "--inputs: expected one replica (plain arrays are one batch), found parallel.replicas > 1; use stages only");
   }
   const auto micro_batch = train::make_micro_batch(0, inputs);
   const auto vocab_size = worker.backbone().vocab_size;
@@ -69,10 +72,17 @@ void predict_arrays(train::Worker& worker, const PredictRequest& request) {
   }
   auto logits = at::zeros({micro_batch.shape.rows, worker.backbone().chain.back().head->num_labels}, at::kFloat);
   auto hidden = at::zeros({micro_batch.shape.rows, micro_batch.shape.tokens, worker.backbone().width}, at::kFloat);
-  worker.executor().evaluate(1, [&](std::size_t) { return micro_batch; }, [&](const train::MicroBatch&, const model::Carry& outgoing) {
-    logits.copy_(outgoing.at("logits"));
-    hidden.copy_(outgoing.at("hidden"));
-  });
+  bool has_hidden = false;
+  worker.executor().evaluate(
+      1, [&](std::size_t) { return micro_batch; },
+      [&](const train::MicroBatch&, const model::Carry& outgoing) {
+        logits.copy_(outgoing.at("logits"));
+        if (const auto found = outgoing.find("hidden"); found != outgoing.end()) {
+          hidden.copy_(found->second);
+          has_hidden = true;
+        }
+      });
+  has_hidden = dist::agree_any(worker.control(), has_hidden);
   worker.control().all_reduce(logits).wait();
   worker.control().all_reduce(hidden).wait();
   std::string error;
@@ -80,10 +90,13 @@ void predict_arrays(train::Worker& worker, const PredictRequest& request) {
     try {
       auto file = Hdf5File::create(request.output);
       write_tensor(file, "logits", logits);
-      write_tensor(file, "last_hidden_state", hidden);
+      if (has_hidden) {
+        write_tensor(file, "last_hidden_state", hidden);
+      }
       if (const auto labels = inputs.find("labels"); labels != inputs.end()) {
-        const auto loss = logits.size(1) == 1 ? model::regression_loss(logits, labels->second.to(at::kFloat), logits.size(0))
-                                              : model::classification_loss(logits, labels->second, logits.size(0));
+        const auto loss = logits.size(1) == 1
+                              ? model::regression_loss(logits, labels->second.to(at::kFloat), logits.size(0))
+                              : model::classification_loss(logits, labels->second, logits.size(0));
         write_tensor(file, "loss", loss);
       }
       file.flush_and_close();
@@ -124,8 +137,10 @@ int run_predict(const Arguments& arguments) {
   describe(table, run);
   describe(table, weights);
   table.add("split", request.split).help("Split of the dataset.");
-  table.add("inputs", request.inputs).help("HDF5 file of padded arrays under their transformers names, in place of a dataset.");
-  table.add("output", request.output).help("HDF5 file to write: logits, and with --inputs last_hidden_state and (with labels) loss.");
+  table.add("inputs", request.inputs)
+      .help("HDF5 file of padded arrays under their transformers names, in place of a dataset.");
+  table.add("output", request.output)
+      .help("HDF5 file to write: logits, and with --inputs last_hidden_state and (with labels) loss.");
   if (wants_help(arguments)) {
     print_once(
         "usage: espalier predict --run FOLDER --split NAME --output O.h5\n"

@@ -11,15 +11,21 @@ namespace espalier::launch {
 namespace {
 
 /// Options that decide where things lie, how the work is laid out or when it is saved, but no number.
-constexpr std::string_view kWithoutEffectOnNumbers[] = {
-    "run.",        "parallel.",         "checkpoint.", "gradient_sync.strategy", "gradient_sync.bucket_bytes", "train.stop_at_step",
-    "model.path", "data.path"};
+constexpr std::string_view kWithoutEffectOnNumbers[] = {"run.",
+                                                        "parallel.",
+                                                        "checkpoint.",
+                                                        "gradient_sync.strategy",
+                                                        "gradient_sync.bucket_bytes",
+                                                        "train.stop_at_step",
+                                                        "model.path",
+                                                        "data.path"};
 
 constexpr std::string_view kOfAdapters[] = {"peft.", "model.pooling"};
 
 template <typename Prefixes>
 bool has_prefix(std::string_view key, const Prefixes& prefixes) {
-  return std::any_of(std::begin(prefixes), std::end(prefixes), [&](std::string_view prefix) { return key.starts_with(prefix); });
+  return std::any_of(std::begin(prefixes), std::end(prefixes),
+                     [&](std::string_view prefix) { return key.starts_with(prefix); });
 }
 
 /// The [sections] and keys of canonical INI text for which `wanted(section.key)` holds.
@@ -59,7 +65,8 @@ void describe(OptionTable& table, RunConfig& config) {
 }
 
 std::string numeric_options(const OptionTable& table) {
-  return filter_ini(table.canonical_text(), [](std::string_view key) { return !has_prefix(key, kWithoutEffectOnNumbers); });
+  return filter_ini(table.canonical_text(),
+                    [](std::string_view key) { return !has_prefix(key, kWithoutEffectOnNumbers); });
 }
 
 std::string adapter_options(const OptionTable& table) {

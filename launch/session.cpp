@@ -21,7 +21,9 @@ namespace {
 
 std::atomic<bool> stop_flag{false};
 
-extern "C" void request_stop(int /*signal*/) { stop_flag.store(true); }
+extern "C" void request_stop(int /*signal*/) {
+  stop_flag.store(true);
+}
 
 int number_from_environment(std::initializer_list<const char*> names, int otherwise) {
   for (const char* name : names) {
@@ -34,7 +36,9 @@ int number_from_environment(std::initializer_list<const char*> names, int otherw
 
 }  // namespace
 
-int launcher_rank() { return number_from_environment({"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"}, 0); }
+int launcher_rank() {
+  return number_from_environment({"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"}, 0);
+}
 
 Session::Session() {
   if (dist::MpiEnvironment::is_launched()) {
@@ -44,7 +48,8 @@ Session::Session() {
     control_ = std::make_unique<dist::SoloCommunicator>();
   }
   control_->set_ledger(&ledger_);
-  node_rank_ = number_from_environment({"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"}, control_->rank());
+  node_rank_ =
+      number_from_environment({"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"}, control_->rank());
   ranks_on_node_ = number_from_environment({"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"}, control_->num_ranks());
   init_logging(control_->rank(), control_->num_ranks());
 }
@@ -67,16 +72,27 @@ int Session::set_threads(int wanted) const {
 
 std::string Session::read_text(const std::string& path) {
   std::string text;
-  std::string error;
-  if (control_->rank() == 0) {
+  together("reading " + path, [&] {
     try {
-      text = read_file(path);
-    } catch (const Error& failure) {
-      error = failure.what();
+      text = control_->rank() == 0 ? read_file(path) : "";
+    } catch (const IoError& failure) {
+      // The user named the file: a wrong name is wrong input, not a failing disk.
+      throw ConfigError(failure.what());
     }
-  }
-  dist::require_all(*control_, error, static_cast<int>(ExitCode::kConfig), "reading " + path);
+  });
   return dist::broadcast_text(*control_, text);
+}
+
+void Session::together(const std::string& what, const std::function<void()>& action) {
+  std::string error;
+  int exit_code = 0;
+  try {
+    action();
+  } catch (const Error& failure) {
+    error = failure.what();
+    exit_code = static_cast<int>(failure.exit_code());
+  }
+  dist::require_all(*control_, error, exit_code, what);
 }
 
 const std::atomic<bool>& Session::stop_requested() {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a subcommand needs of the job it was started in: communicators, threads, logging, stop signals. Scope order is teardown order.
+// What a subcommand needs of the job it was started in: communicators, threads, logging, stop signals. Scope order is
+// teardown order.
 #pragma once
 
 #include <atomic>
@@ -34,6 +35,9 @@ class Session {
   int set_threads(int wanted) const;
   /// Rank 0 reads the file, every rank gets its bytes. Collective: every rank.
   [[nodiscard]] std::string read_text(const std::string& path);
+  /// Runs `action` on every rank; when it throws on any, every rank throws, and the job says so once.
+  /// Collective: every rank; `action` itself may hold collectives only where all ranks reach them or none.
+  void together(const std::string& what, const std::function<void()>& action);
   /// Set by SIGTERM, SIGUSR1 and SIGUSR2 from the first call on.
   [[nodiscard]] const std::atomic<bool>& stop_requested();
 
@@ -46,7 +50,8 @@ class Session {
   int ranks_on_node_ = 1;
 };
 
-/// Runs `body` in a session. An exception on any rank is logged once, with rank and cause, and ends all ranks with its exit code.
+/// Runs `body` in a session. An exception on any rank is logged once, with rank and cause, and ends all ranks with its
+/// exit code.
 int run_in_session(const std::function<int(Session&)>& body);
 
 }  // namespace espalier::launch

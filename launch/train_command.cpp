@@ -2,6 +2,8 @@
 // espalier train
 #include <spdlog/fmt/fmt.h>
 
+#include <optional>
+
 #include "checkpoint/adapter.h"
 #include "common/durable_file.h"
 #include "common/error.h"
@@ -28,14 +30,18 @@ std::string mebibytes(const nlohmann::json& bytes) {
 
 /// The final table, for people; summary.json holds the same for programs.
 std::string summary_text(const nlohmann::json& record) {
-  const auto row = [](const std::string& name, const std::string& value) { return fmt::format("  {:<26} {}\n", name, value); };
-  std::string text = fmt::format("\n{} on {} stage(s) x {} replica(s), {} thread(s) per rank\n", record["method"].get<std::string>(),
-                                 record["stages"].get<int>(), record["replicas"].get<int>(), record["threads"].get<int>());
+  const auto row = [](const std::string& name, const std::string& value) {
+    return fmt::format("  {:<26} {}\n", name, value);
+  };
+  std::string text =
+      fmt::format("\n{} on {} stage(s) x {} replica(s), {} thread(s) per rank\n", record["method"].get<std::string>(),
+                  record["stages"].get<int>(), record["replicas"].get<int>(), record["threads"].get<int>());
   text += row("steps", fmt::format("{}", record["steps"].get<std::int64_t>()));
   text += row("trained parameters", fmt::format("{}", record["trained_parameters"].get<std::int64_t>()));
   text += row("frozen parameters", fmt::format("{}", record["frozen_parameters"].get<std::int64_t>()));
   text += row("peak bytes by rank", mebibytes(record["peak_allocated_bytes"]));
-  text += row("reduced bytes per step", fmt::format("{}", fmt::join(record["reduced_bytes_per_step"].get<std::vector<std::int64_t>>(), ", ")));
+  text += row("reduced bytes per step",
+              fmt::format("{}", fmt::join(record["reduced_bytes_per_step"].get<std::vector<std::int64_t>>(), ", ")));
   text += row("throughput", fmt::format("{:.1f} samples/s, {:.0f} tokens/s", record["samples_per_second"].get<double>(),
                                         record["tokens_per_second"].get<double>()));
   if (record.contains("best")) {
@@ -51,7 +57,8 @@ std::string summary_text(const nlohmann::json& record) {
   return text;
 }
 
-void write_run_adapter(const train::TrainerConfig& config, const OptionTable& table, train::Worker& worker, const data::Dataset& dataset) {
+void write_run_adapter(const train::TrainerConfig& config, const OptionTable& table, train::Worker& worker,
+                       const data::Dataset& dataset) {
   std::map<std::string, at::Tensor> trained;
   for (const auto& tensor : worker.method().trained()) {
     trained.emplace(tensor.name, tensor.value.detach());
@@ -60,8 +67,9 @@ void write_run_adapter(const train::TrainerConfig& config, const OptionTable& ta
   std::string error;
   if (worker.control().rank() == 0) {
     try {
-      checkpoint::write_adapter(train::RunFolder(config.run_folder).adapter(),
-                                {describe_adapter(table, worker.method(), worker.weights().digest(), dataset.info()), std::move(tensors)});
+      checkpoint::write_adapter(
+          train::RunFolder(config.run_folder).adapter(),
+          {describe_adapter(table, worker.method(), worker.model_digest(), dataset.info()), std::move(tensors)});
     } catch (const Error& failure) {
       error = failure.what();
     }
@@ -73,25 +81,31 @@ int train_in_session(Session& session, const Arguments& arguments) {
   RunConfig run;
   OptionTable table;
   describe(table, run);
-  read_arguments(table, arguments, [&](const std::string& path) { return session.read_text(path); });
-  table.check_required();
+  session.together("reading the configuration", [&] {
+    read_arguments(table, arguments, [&](const std::string& path) { return session.read_text(path); });
+    table.check_required();
+  });
   dist::require_equal(session.control(), table.canonical_text(), "configuration");
   const int threads = session.set_threads(static_cast<int>(run.parallel.threads));
 
-  const auto dataset = data::Dataset::open(run.data.path);
-  train::Worker worker({run.model, run.parallel, run.peft, run.train.seed, dataset.info().num_labels}, session.ranks(run.model.device));
+  std::optional<data::Dataset> opened;
+  session.together("opening the dataset", [&] { opened = data::Dataset::open(run.data.path); });
+  const data::Dataset& dataset = *opened;
+  if (run.data.max_length < dataset.info().max_length) {
+    log_warning("data",
+                "data.max_length = {} cuts off the ends of rows that {} keeps up to {} tokens, closing tokens too",
+                run.data.max_length, run.data.path, dataset.info().max_length);
+  }
+  train::Worker worker({run.model, run.parallel, run.peft, run.train.seed, dataset.info().num_labels},
+                       session.ranks(run.model.device));
   require_same_vocabulary(worker.backbone(), dataset.info());
   const auto& place = worker.place();
-  log_info("espalier", "{} stage(s) x {} replica(s), {} thread(s) per rank, {} rows to train on", place.num_stages, place.num_replicas,
-           threads, dataset.split("train").num_rows());
+  log_info("espalier", "{} stage(s) x {} replica(s), {} thread(s) per rank, {} rows to train on", place.num_stages,
+           place.num_replicas, threads, dataset.split("train").num_rows());
 
-  const train::TrainerConfig config{run.data,       run.optimizer,          run.gradient_sync, run.parallel, run.train, run.checkpoint,
-                                    run.run.folder, numeric_options(table), threads};
-  if (session.control().rank() == 0) {
-    const train::RunFolder folder(config.run_folder);
-    folder.create();
-    write_file_durably(folder.config_file(), table.print_config());
-  }
+  const train::TrainerConfig config{
+      run.data,       run.optimizer,  run.gradient_sync,    run.parallel,           run.train,
+      run.checkpoint, run.run.folder, table.print_config(), numeric_options(table), threads};
   train::Trainer trainer(config, worker, dataset, session.ledger(), session.stop_requested());
   const auto summary = trainer.run();
   if (summary.is_stopped) {

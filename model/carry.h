@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What travels along the chain of layers, and therefore across stage boundaries: a small set of named tensors. Every stage reads
-// the micro-batch's ids and masks itself, so a carry holds activations only, and its shapes are known before data arrives.
+// What travels along the chain of layers, and therefore across stage boundaries: a small set of named tensors. Every
+// stage reads the micro-batch's ids and masks itself, so a carry holds activations only, and its shapes are known
+// before data arrives.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -27,7 +27,8 @@ enum class DropoutSite : std::uint32_t {
   kSideOutput = 12,
 };
 
-/// Where dropout is drawn: a domain (backbone, side network, ...) and the canonical index of the layer in the whole chain.
+/// Where dropout is drawn: a domain (backbone, side network, ...) and the canonical index of the layer in the whole
+/// chain.
 struct LayerPlace {
   RandomDomain domain = RandomDomain::kBackbone;
   std::uint64_t layer_index = 0;

@@ -30,7 +30,8 @@ struct Linear {
   bool has_bias = true;
 
   Linear() = default;
-  Linear(std::int64_t in, std::int64_t out, bool bias_wanted) : in_features(in), out_features(out), has_bias(bias_wanted) {}
+  Linear(std::int64_t in, std::int64_t out, bool bias_wanted)
+      : in_features(in), out_features(out), has_bias(bias_wanted) {}
   [[nodiscard]] at::Tensor forward(const at::Tensor& x, const ForwardContext& context) const;
 };
 
@@ -47,7 +48,8 @@ struct Norm {
 };
 
 /// Called with a role ("attention.query.weight"), the slot, and the shape it must have.
-using WeightVisitor = std::function<void(const std::string& role, at::Tensor& slot, const std::vector<std::int64_t>& shape)>;
+using WeightVisitor =
+    std::function<void(const std::string& role, at::Tensor& slot, const std::vector<std::int64_t>& shape)>;
 void visit_weights(const std::string& role, Linear& linear, const WeightVisitor& visit);
 void visit_weights(const std::string& role, Norm& norm, const WeightVisitor& visit);
 

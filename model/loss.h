@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Losses of one micro-batch, in fp32, as a sum over rows divided by the rows of the whole global batch, so that adding the
-// micro-batches of any layout gives the mean.
+// Losses of one micro-batch, in fp32, as a sum over rows divided by the rows of the whole global batch, so that adding
+// the micro-batches of any layout gives the mean.
 #pragma once
 
 #include <ATen/core/Tensor.h>

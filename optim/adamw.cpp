@@ -2,8 +2,8 @@
 #include "optim/adamw.h"
 
 #include <ATen/ATen.h>
-#include <ATen/core/grad_mode.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
 #include <spdlog/fmt/fmt.h>
 
 #include <cmath>

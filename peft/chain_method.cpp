@@ -39,7 +39,11 @@ StageResult ChainMethod::forward(model::Carry incoming, const model::StageInputs
   }
 
   const std::string output = range.end < slice_.backbone().num_layers() ? "hidden" : "logits";
-  return finish_stage({{output, carry.at(output)}}, std::move(leaves), trained_, keeps_pass);
+  StageResult result = finish_stage({{output, carry.at(output)}}, std::move(leaves), trained_, keeps_pass);
+  if (!keeps_pass) {
+    result.outgoing.emplace("hidden", carry.at("hidden"));
+  }
+  return result;
 }
 
 }  // namespace espalier::peft

@@ -42,7 +42,8 @@ class StagePass {
 };
 
 struct StageResult {
-  model::Carry outgoing;            ///< detached; on the last stage "logits"
+  model::Carry outgoing;  ///< detached; on the last stage "logits", and in evaluation "hidden" where the method
+                          ///< gives the head every token's state
   std::unique_ptr<StagePass> pass;  ///< null when nothing is kept
 };
 

@@ -9,11 +9,14 @@ void describe(OptionTable& table, ModelConfig& config) {
       .help("Hugging Face model folder: config.json and safetensors. It is read, never written.");
   table.add("model.pooling", config.pooling)
       .choices({"auto", "mean"})
-      .help("What the task head reads. auto: as the family does it (first token, dense, tanh). mean: the mean of the attended tokens "
-            "and one linear layer, the usual linear probe.");
+      .help(
+          "What the task head reads. auto: as the family does it (first token, dense, tanh). mean: the mean of the "
+          "attended tokens "
+          "and one linear layer, the usual linear probe.");
   table.add("model.compute_type", config.compute_type)
       .choices({"fp32", "bf16", "fp16"})
-      .help("Type of frozen weights and activations. Trained tensors, norm statistics and losses are fp32 in any case.");
+      .help(
+          "Type of frozen weights and activations. Trained tensors, norm statistics and losses are fp32 in any case.");
   table.add("model.device", config.device)
       .choices({"cpu", "cuda"})
       .help("Where tensors live. cuda: each rank takes the device of its index on the node.");
@@ -34,13 +37,17 @@ void describe(OptionTable& table, ParallelConfig& config) {
   table.add("parallel.threads", config.threads)
       .at_least(0)
       .unit("threads")
-      .help("CPU threads per rank. 0: the node's cores divided by its ranks. Part of the numeric configuration: equal threads give "
-            "equal bits.");
+      .help(
+          "CPU threads per rank. 0: the node's cores divided by its ranks. Part of the numeric configuration: equal "
+          "threads give "
+          "equal bits.");
 }
 
 void describe(OptionTable& table, TrainConfig& config) {
   table.add("train.seed", config.seed)
-      .help("Seed of sample order, dropout and initial values. Each random number is a function of the seed and its place.");
+      .help(
+          "Seed of sample order, dropout and initial values. Each random number is a function of the seed and its "
+          "place.");
   table.add("train.epochs", config.epochs).at_least(1).unit("epochs").help("Passes over the training split.");
   table.add("train.max_steps", config.max_steps)
       .at_least(0)
@@ -49,7 +56,9 @@ void describe(OptionTable& table, TrainConfig& config) {
   table.add("train.stop_at_step", config.stop_at_step)
       .at_least(0)
       .unit("steps")
-      .help("Save and stop after this step with exit code 75, as a stop signal would; the schedule does not change. 0: never.");
+      .help(
+          "Save and stop after this step with exit code 75, as a stop signal would; the schedule does not change. 0: "
+          "never.");
   table.add("train.evaluate_every_steps", config.evaluate_every_steps)
       .at_least(0)
       .unit("steps")
@@ -77,8 +86,10 @@ void describe(OptionTable& table, CheckpointConfig& config) {
   table.add("checkpoint.keep", config.keep).at_least(0).help("Newest good checkpoints that stay. 0: all.");
   table.add("checkpoint.resume", config.resume)
       .choices({"auto", "never", "must"})
-      .help("auto: go on from the newest good checkpoint if there is one. never: refuse a run folder that has one. must: refuse to "
-            "start without one.");
+      .help(
+          "auto: go on from the newest good checkpoint if there is one. never: refuse a run folder that has one. must: "
+          "refuse to "
+          "start without one.");
 }
 
 void describe(OptionTable& table, RunFolderConfig& config) {

@@ -21,7 +21,8 @@ at::Device device_from(const std::string& name, int node_rank) {
   const auto& context = at::globalContext();
   if (!context.hasCUDA()) {
     throw ConfigError(
-        "model.device: expected a CUDA device for 'cuda', found none (no driver, or a build without CUDA); use --model.device=cpu");
+        "model.device: expected a CUDA device for 'cuda', found none (no driver, or a build without CUDA); use "
+        "--model.device=cpu");
   }
   const int num_devices = static_cast<int>(at::detail::getCUDAHooks().deviceCount());
   return at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(node_rank % std::max(1, num_devices)));

@@ -19,7 +19,8 @@ int default_threads(int ranks_on_node);
 /// Sets the threads of every parallel loop and flushes denormals (they make the softmax backward 4-9 times slower).
 void configure_threads(int threads);
 
-/// Most bytes of tensors that were alive at one time: by the counting allocator on the CPU, by the device's own allocator elsewhere.
+/// Most bytes of tensors that were alive at one time: by the counting allocator on the CPU, by the device's own
+/// allocator elsewhere.
 std::int64_t peak_allocated_bytes(const at::Device& device);
 void reset_peak_bytes(const at::Device& device);
 

@@ -11,12 +11,13 @@ at::Tensor predict(Worker& worker, const data::Split& split, const data::DataCon
   const auto& place = worker.place();
   const auto batches = data::sequential_batches(split.num_rows(), batch_size);
   std::vector<std::size_t> own;
-  for (auto i = static_cast<std::size_t>(place.replica_index); i < batches.size(); i += static_cast<std::size_t>(place.num_replicas)) {
+  for (auto i = static_cast<std::size_t>(place.replica_index); i < batches.size();
+       i += static_cast<std::size_t>(place.num_replicas)) {
     own.push_back(i);
   }
   const auto make = [&](std::size_t i) {
     return make_micro_batch(static_cast<int>(own[i]),
-                                   split.collate(batches[own[i]], data.max_length, data.pad_multiple, data.fixed_length));
+                            split.collate(batches[own[i]], data.max_length, data.pad_multiple, data.fixed_length));
   };
   const auto num_labels = worker.backbone().chain.back().head->num_labels;
   // Every row is written by one rank and is zero on the others, so the sum over ranks is exact.
@@ -29,8 +30,8 @@ at::Tensor predict(Worker& worker, const data::Split& split, const data::DataCon
   return logits;
 }
 
-Metrics evaluate(Worker& worker, const data::Dataset& dataset, const std::string& split_name, const data::DataConfig& data,
-                 std::int64_t batch_size) {
+Metrics evaluate(Worker& worker, const data::Dataset& dataset, const std::string& split_name,
+                 const data::DataConfig& data, std::int64_t batch_size) {
   const auto& split = dataset.split(split_name);
   const auto logits = predict(worker, split, data, batch_size);
   std::vector<std::int64_t> rows(static_cast<std::size_t>(split.num_rows()));

@@ -35,7 +35,8 @@ std::map<std::string, at::Tensor> gather_stages(dist::Mesh& mesh, const std::map
       }
     } else if (control.rank() == 0) {
       for (const auto& entry : plan) {
-        auto tensor = at::empty(entry[1].get<std::vector<std::int64_t>>(), static_cast<at::ScalarType>(entry[2].get<int>()));
+        auto tensor =
+            at::empty(entry[1].get<std::vector<std::int64_t>>(), static_cast<at::ScalarType>(entry[2].get<int>()));
         control.recv(tensor, owner, dist::Channel::kControl).wait();
         gathered.emplace(entry[0].get<std::string>(), std::move(tensor));
       }

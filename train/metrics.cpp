@@ -105,7 +105,8 @@ double matthews(const Confusion& confusion) {
 Metrics classification_metrics(const at::Tensor& logits, const at::Tensor& labels) {
   const auto truth = labels.to(at::kLong).contiguous();
   const auto prediction = logits.argmax(/*dim=*/1).contiguous();
-  Confusion confusion(static_cast<std::size_t>(logits.size(1)), std::vector<double>(static_cast<std::size_t>(logits.size(1))));
+  Confusion confusion(static_cast<std::size_t>(logits.size(1)),
+                      std::vector<double>(static_cast<std::size_t>(logits.size(1))));
   for (std::int64_t row = 0; row < truth.numel(); ++row) {
     confusion[static_cast<std::size_t>(truth.const_data_ptr<std::int64_t>()[row])]
              [static_cast<std::size_t>(prediction.const_data_ptr<std::int64_t>()[row])] += 1;
@@ -140,21 +141,26 @@ Metrics regression_metrics(const at::Tensor& logits, const at::Tensor& labels) {
 }  // namespace
 
 Metrics compute_metrics(data::TaskKind task, const at::Tensor& logits, const at::Tensor& labels) {
-  return task == data::TaskKind::kClassification ? classification_metrics(logits, labels) : regression_metrics(logits, labels);
+  return task == data::TaskKind::kClassification ? classification_metrics(logits, labels)
+                                                 : regression_metrics(logits, labels);
 }
 
-std::string default_metric(data::TaskKind task) { return task == data::TaskKind::kClassification ? "accuracy" : "spearman"; }
+std::string default_metric(data::TaskKind task) {
+  return task == data::TaskKind::kClassification ? "accuracy" : "spearman";
+}
 
 void require_metric(data::TaskKind task, const std::string& metric) {
   const std::vector<std::string> known = task == data::TaskKind::kClassification
                                              ? std::vector<std::string>{"accuracy", "f1", "matthews", "loss"}
                                              : std::vector<std::string>{"pearson", "spearman", "loss"};
   if (std::find(known.begin(), known.end(), metric) == known.end()) {
-    throw ConfigError(fmt::format("train.best_metric: expected one of {} for a {} task, found '{}'", fmt::join(known, ", "),
-                                  data::to_string(task), metric));
+    throw ConfigError(fmt::format("train.best_metric: expected one of {} for a {} task, found '{}'",
+                                  fmt::join(known, ", "), data::to_string(task), metric));
   }
 }
 
-bool is_better(const std::string& metric, double value, double best) { return metric == "loss" ? value < best : value > best; }
+bool is_better(const std::string& metric, double value, double best) {
+  return metric == "loss" ? value < best : value > best;
+}
 
 }  // namespace espalier::train

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Metrics of a whole split, computed once from the logits of all its rows in the order of the file, so that no layout counts a row
-// twice or adds in another order.
+// Metrics of a whole split, computed once from the logits of all its rows in the order of the file, so that no layout
+// counts a row twice or adds in another order.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,8 +12,9 @@
 
 namespace espalier::train {
 
-/// By name: accuracy, f1 (of class 1 for two classes, else the mean over classes), matthews; pearson, spearman for regression; loss
-/// (mean cross-entropy or squared error) and majority (accuracy of the most frequent label) beside them.
+/// By name: accuracy, f1 (of class 1 for two classes, else the mean over classes), matthews; pearson, spearman for
+/// regression; loss (mean cross-entropy or squared error) and majority (accuracy of the most frequent label) beside
+/// them.
 using Metrics = std::map<std::string, double>;
 
 /// logits [N, C] fp32 on the CPU; labels [N] int64 or float. Requires: N > 0.

@@ -23,7 +23,9 @@ std::string duration_text(double seconds) {
 
 }  // namespace
 
-Progress::Progress(bool is_shown) : is_shown_(is_shown), is_terminal_(isatty(STDERR_FILENO) != 0) { resume(); }
+Progress::Progress(bool is_shown) : is_shown_(is_shown), is_terminal_(isatty(STDERR_FILENO) != 0) {
+  resume();
+}
 
 void Progress::step(const StepProgress& progress) {
   rows_ += progress.rows;
@@ -38,9 +40,9 @@ void Progress::step(const StepProgress& progress) {
   last_shown_ = now;
   const double left = seconds() / static_cast<double>(steps_) * static_cast<double>(progress.num_steps - progress.step);
   const auto text =
-      fmt::format("step {}/{}  epoch {}  loss {:.4f}  {:.1f} samples/s  {:.0f} tokens/s  left {}  peak {:.0f} MiB", progress.step,
-                  progress.num_steps, progress.epoch + 1, progress.loss, rows_per_second(), tokens_per_second(),
-                  duration_text(left), static_cast<double>(progress.peak_bytes) / (1 << 20));
+      fmt::format("step {}/{}  epoch {}  loss {:.4f}  {:.1f} samples/s  {:.0f} tokens/s  left {}  peak {:.0f} MiB",
+                  progress.step, progress.num_steps, progress.epoch + 1, progress.loss, rows_per_second(),
+                  tokens_per_second(), duration_text(left), static_cast<double>(progress.peak_bytes) / (1 << 20));
   if (is_terminal_) {
     std::fprintf(stderr, "\r\033[K%s", text.c_str());
     std::fflush(stderr);
@@ -73,7 +75,11 @@ void Progress::end_line() {
 double Progress::seconds() const {
   return seconds_before_ + (is_running_ ? std::chrono::duration<double>(Clock::now() - running_since_).count() : 0.0);
 }
-double Progress::rows_per_second() const { return seconds() > 0 ? static_cast<double>(rows_) / seconds() : 0; }
-double Progress::tokens_per_second() const { return seconds() > 0 ? static_cast<double>(tokens_) / seconds() : 0; }
+double Progress::rows_per_second() const {
+  return seconds() > 0 ? static_cast<double>(rows_) / seconds() : 0;
+}
+double Progress::tokens_per_second() const {
+  return seconds() > 0 ? static_cast<double>(tokens_) / seconds() : 0;
+}
 
 }  // namespace espalier::train

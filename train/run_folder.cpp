@@ -15,7 +15,8 @@ void RunFolder::create() const {
   std::error_code error;
   std::filesystem::create_directories(path_, error);
   if (error) {
-    throw IoError(fmt::format("run folder {}: cannot be made ({}); check run.folder and its permissions", path_.string(), error.message()));
+    throw IoError(fmt::format("run folder {}: cannot be made ({}); check run.folder and its permissions",
+                              path_.string(), error.message()));
   }
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The folder of a run: config.ini, metrics.jsonl, summary.json, checkpoints/, adapter/. Only rank 0 writes the text files.
+// The folder of a run: config.ini, metrics.jsonl, summary.json, checkpoints/, adapter/. Only rank 0 writes the text
+// files.
 #pragma once
 
 #include <cstdint>

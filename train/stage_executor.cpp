@@ -31,7 +31,8 @@ model::Carry StageExecutor::receive(const model::CarryPlan& plan, bool gradients
   return carry;
 }
 
-void StageExecutor::send(const model::CarryPlan& plan, bool gradients, const model::Carry& carry, int peer, dist::Channel channel) {
+void StageExecutor::send(const model::CarryPlan& plan, bool gradients, const model::Carry& carry, int peer,
+                         dist::Channel channel) {
   mesh_.pipeline->set_traffic_label(gradients ? "activation_gradient" : "activation");
   for (const auto& entry : plan) {
     if (gradients && !entry.needs_gradient) {
@@ -47,17 +48,18 @@ void StageExecutor::send(const model::CarryPlan& plan, bool gradients, const mod
   }
 }
 
-peft::StageResult StageExecutor::run_forward(const MicroBatch& micro_batch, const model::ForwardContext& context, bool keeps_pass) {
+peft::StageResult StageExecutor::run_forward(const MicroBatch& micro_batch, const model::ForwardContext& context,
+                                             bool keeps_pass) {
   const auto& place = mesh_.place;
   model::Carry incoming;
   if (!place.is_first_stage()) {
-    incoming = receive(method_.plan_carry(slice_.range().first, micro_batch.shape), /*gradients=*/false, place.stage_index - 1,
-                       dist::Channel::kForward);
+    incoming = receive(method_.plan_carry(slice_.range().first, micro_batch.shape), /*gradients=*/false,
+                       place.stage_index - 1, dist::Channel::kForward);
   }
   auto result = method_.forward(std::move(incoming), slice_.prepare(micro_batch.inputs), context, keeps_pass);
   if (!place.is_last_stage()) {
-    send(method_.plan_carry(next_first_layer_, micro_batch.shape), /*gradients=*/false, result.outgoing, place.stage_index + 1,
-         dist::Channel::kForward);
+    send(method_.plan_carry(next_first_layer_, micro_batch.shape), /*gradients=*/false, result.outgoing,
+         place.stage_index + 1, dist::Channel::kForward);
   }
   return result;
 }
@@ -68,7 +70,8 @@ std::vector<double> StageExecutor::train_step(dist::ScheduleKind kind, const std
   const auto& place = mesh_.place;
   std::vector<double> losses;
   std::map<int, InFlight> in_flight;
-  const auto plan = dist::plan_schedule(kind, place.num_stages, place.stage_index, static_cast<int>(micro_batches.size()));
+  const auto plan =
+      dist::plan_schedule(kind, place.num_stages, place.stage_index, static_cast<int>(micro_batches.size()));
   for (const auto& action : plan) {
     const auto& micro_batch = micro_batches[static_cast<std::size_t>(action.micro_batch)];
     if (action.kind == dist::ActionKind::kForward) {
@@ -88,7 +91,8 @@ std::vector<double> StageExecutor::train_step(dist::ScheduleKind kind, const std
       continue;
     }
     auto node = in_flight.extract(action.micro_batch);
-    ESPALIER_CHECK(!node.empty(), "the schedule asks for a backward of micro-batch {} before its forward", action.micro_batch);
+    ESPALIER_CHECK(!node.empty(), "the schedule asks for a backward of micro-batch {} before its forward",
+                   action.micro_batch);
     auto& kept = node.mapped();
     if (!place.is_last_stage()) {
       kept.output_gradients = receive(method_.plan_carry(next_first_layer_, micro_batch.shape), /*gradients=*/true,
@@ -96,19 +100,21 @@ std::vector<double> StageExecutor::train_step(dist::ScheduleKind kind, const std
     }
     model::Carry upstream;
     if (kept.pass) {
-      upstream = kept.pass->backward(kept.output_gradients,
-                                     [&](int index, at::Tensor gradient) { sink(micro_batch.index, index, std::move(gradient)); });
+      upstream = kept.pass->backward(kept.output_gradients, [&](int index, at::Tensor gradient) {
+        sink(micro_batch.index, index, std::move(gradient));
+      });
     }
     if (!place.is_first_stage()) {
-      send(method_.plan_carry(slice_.range().first, micro_batch.shape), /*gradients=*/true, upstream, place.stage_index - 1,
-           dist::Channel::kBackward);
+      send(method_.plan_carry(slice_.range().first, micro_batch.shape), /*gradients=*/true, upstream,
+           place.stage_index - 1, dist::Channel::kBackward);
     }
   }
   finish_sends();
   return losses;
 }
 
-void StageExecutor::evaluate(std::size_t count, const std::function<MicroBatch(std::size_t)>& make, const OutputSink& sink) {
+void StageExecutor::evaluate(std::size_t count, const std::function<MicroBatch(std::size_t)>& make,
+                             const OutputSink& sink) {
   for (std::size_t i = 0; i < count; ++i) {
     const auto micro_batch = make(i);
     const auto result = run_forward(micro_batch, model::ForwardContext{}, /*keeps_pass=*/false);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Interprets a schedule on one rank: receives a micro-batch's carry, runs the method on the slice, sends it on, and the gradients
-// back. It knows neither what the method trains nor how gradients are summed.
+// Interprets a schedule on one rank: receives a micro-batch's carry, runs the method on the slice, sends it on, and the
+// gradients back. It knows neither what the method trains nor how gradients are summed.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -36,11 +36,11 @@ class StageExecutor {
   /// Owns: nothing; mesh, slice and method outlive it.
   StageExecutor(dist::Mesh& mesh, model::StageSlice& slice, peft::Method& method, int next_first_layer);
 
-  /// Forward and backward of this replica's micro-batches in the order of `kind`. Returns the losses in that order (last stage; else
-  /// empty). `sink(micro_batch, index, gradient)` gets each trained tensor's gradient of each micro-batch.
-  /// Collective: the stages of this replica, with the same micro-batches.
-  std::vector<double> train_step(dist::ScheduleKind kind, const std::vector<MicroBatch>& micro_batches, const RandomKey& key,
-                                 const LossFunction& loss,
+  /// Forward and backward of this replica's micro-batches in the order of `kind`. Returns the losses in that order
+  /// (last stage; else empty). `sink(micro_batch, index, gradient)` gets each trained tensor's gradient of each
+  /// micro-batch. Collective: the stages of this replica, with the same micro-batches.
+  std::vector<double> train_step(dist::ScheduleKind kind, const std::vector<MicroBatch>& micro_batches,
+                                 const RandomKey& key, const LossFunction& loss,
                                  const std::function<void(int micro_batch, int index, at::Tensor gradient)>& sink);
 
   /// Forward only, without dropout, of `count` micro-batches that `make` gives one by one.

@@ -62,7 +62,8 @@ std::string describe_difference(const std::string& stored, const std::string& no
 
 data::Sampler make_sampler(const TrainerConfig& config, const data::Dataset& dataset) {
   const auto& split = dataset.split("train");
-  return data::Sampler(split.num_rows(), config.train.seed, config.data, [&split](std::int64_t row) { return split.length(row); });
+  return data::Sampler(split.num_rows(), config.train.seed, config.data,
+                       [&split](std::int64_t row) { return split.length(row); });
 }
 
 }  // namespace
@@ -95,7 +96,8 @@ Trainer::Trainer(const TrainerConfig& config, Worker& worker, const data::Datase
     counts[worker.place().stage_index] = static_cast<std::int64_t>(active_.size());
   }
   worker.control().all_reduce(counts).wait();
-  tensors_of_stage_.assign(counts.const_data_ptr<std::int64_t>(), counts.const_data_ptr<std::int64_t>() + counts.numel());
+  tensors_of_stage_.assign(counts.const_data_ptr<std::int64_t>(),
+                           counts.const_data_ptr<std::int64_t>() + counts.numel());
   sync_ = dist::make_gradient_sync(config.gradient_sync, *worker.mesh().replicas, active_tensors);
   optimizer_ = std::make_unique<optim::AdamW>(config.optimizer, std::move(parameters));
   store_ = std::make_unique<checkpoint::CheckpointStore>(folder_.checkpoints(), worker.control(),
@@ -104,7 +106,9 @@ Trainer::Trainer(const TrainerConfig& config, Worker& worker, const data::Datase
 
 Trainer::~Trainer() = default;
 
-bool Trainer::is_writer() const { return worker_.control().rank() == 0; }
+bool Trainer::is_writer() const {
+  return worker_.control().rank() == 0;
+}
 
 std::int64_t Trainer::num_steps() const {
   return config_.train.max_steps > 0 ? config_.train.max_steps : config_.train.epochs * sampler_.steps_per_epoch();
@@ -125,10 +129,12 @@ void Trainer::check_gradient_flow(const std::vector<int>& contributions, bool ha
       missing.push_back(worker_.method().trained()[static_cast<std::size_t>(active_[i])].name);
     }
   }
-  const auto text = missing.empty() ? std::string()
-                                    : fmt::format("gradient flow: expected a gradient for every trained tensor in the first step, "
-                                                  "found none for {} of {}: {}",
-                                                  missing.size(), active_.size(), fmt::join(missing, ", "));
+  const auto text = missing.empty()
+                        ? std::string()
+                        : fmt::format(
+                              "gradient flow: expected a gradient for every trained tensor in the first step, "
+                              "found none for {} of {}: {}",
+                              missing.size(), active_.size(), fmt::join(missing, ", "));
   dist::require_all(worker_.control(), text, static_cast<int>(ExitCode::kInternal), "gradient-flow check");
 }
 
@@ -144,9 +150,9 @@ Trainer::StepReport Trainer::run_step(std::int64_t step) {
   report.rows = batch.num_rows;
   std::vector<MicroBatch> micro_batches;
   for (int m = range.first; m < range.end; ++m) {
-    micro_batches.push_back(make_micro_batch(m, split.collate(batch.micro_batches[static_cast<std::size_t>(m)],
-                                                                      config_.data.max_length, config_.data.pad_multiple,
-                                                                      config_.data.fixed_length)));
+    micro_batches.push_back(
+        make_micro_batch(m, split.collate(batch.micro_batches[static_cast<std::size_t>(m)], config_.data.max_length,
+                                          config_.data.pad_multiple, config_.data.fixed_length)));
     report.tokens += micro_batches.back().shape.rows * micro_batches.back().shape.tokens;
   }
 
@@ -164,23 +170,25 @@ Trainer::StepReport Trainer::run_step(std::int64_t step) {
   };
   sync_->begin(num_micro_batches, range);
   const RandomKey key{config_.train.seed, static_cast<std::uint64_t>(step), 0};
-  const auto losses = worker_.executor().train_step(
-      dist::schedule_kind_from(config_.parallel.schedule), micro_batches, key, loss, [&](int m, int index, at::Tensor gradient) {
-        const int active = active_index[static_cast<std::size_t>(index)];
-        if (active >= 0) {
-          contributions[static_cast<std::size_t>(active)] += gradient.defined() ? 1 : 0;
-          sync_->ready(active, m, std::move(gradient));
-        }
-      });
+  const auto losses = worker_.executor().train_step(dist::schedule_kind_from(config_.parallel.schedule), micro_batches,
+                                                    key, loss, [&](int m, int index, at::Tensor gradient) {
+                                                      const int active = active_index[static_cast<std::size_t>(index)];
+                                                      if (active >= 0) {
+                                                        contributions[static_cast<std::size_t>(active)] +=
+                                                            gradient.defined() ? 1 : 0;
+                                                        sync_->ready(active, m, std::move(gradient));
+                                                      }
+                                                    });
   auto gradients = sync_->finish();
   if (step == start_step_) {
     check_gradient_flow(contributions, range.size() > 0);
   }
 
-  // One exchange a step. A loss or norm is written by one rank and zero elsewhere, so the sum is exact and alike everywhere.
-  // Layout: [stop, tokens, losses by micro-batch, squared norms by (stage, tensor)].
+  // One exchange a step. A loss or norm is written by one rank and zero elsewhere, so the sum is exact and alike
+  // everywhere. Layout: [stop, tokens, losses by micro-batch, squared norms by (stage, tensor)].
   const std::int64_t norms_begin = 2 + num_micro_batches;
-  const std::int64_t total_tensors = std::accumulate(tensors_of_stage_.begin(), tensors_of_stage_.end(), std::int64_t{0});
+  const std::int64_t total_tensors =
+      std::accumulate(tensors_of_stage_.begin(), tensors_of_stage_.end(), std::int64_t{0});
   const std::int64_t own_begin =
       std::accumulate(tensors_of_stage_.begin(), tensors_of_stage_.begin() + place.stage_index, norms_begin);
   auto exchange = at::zeros({norms_begin + total_tensors}, at::kDouble);
@@ -205,9 +213,10 @@ Trainer::StepReport Trainer::run_step(std::int64_t step) {
   report.gradient_norm = optim::combine_norm({slots + norms_begin, slots + norms_begin + total_tensors});
   report.learning_rate = optim::learning_rate_at(config_.optimizer, step, num_steps());
   if (!std::isfinite(report.loss) || !std::isfinite(report.gradient_norm)) {
-    throw NumericError(fmt::format("step {}: expected a finite loss and gradient norm, found loss {} and norm {}; lower "
-                                   "optimizer.learning_rate, use model.compute_type=fp32 or bf16, or look at the rows of this batch",
-                                   step + 1, report.loss, report.gradient_norm));
+    throw NumericError(
+        fmt::format("step {}: expected a finite loss and gradient norm, found loss {} and norm {}; lower "
+                    "optimizer.learning_rate, use model.compute_type=fp32 or bf16, or look at the rows of this batch",
+                    step + 1, report.loss, report.gradient_norm));
   }
   optim::clip_by_norm(gradients, report.gradient_norm, config_.optimizer.clip_norm);
   optimizer_->step(gradients, report.learning_rate);
@@ -234,10 +243,11 @@ void Trainer::run_evaluation(std::int64_t steps_done) {
     ++evaluations_since_best_;
   }
   progress_.end_line();
-  log_info("train", "validation after step {}: {} {:.4f}{}, loss {:.4f}", steps_done, metric_, value, is_best ? " (best)" : "",
-           metrics.at("loss"));
+  log_info("train", "validation after step {}: {} {:.4f}{}, loss {:.4f}", steps_done, metric_, value,
+           is_best ? " (best)" : "", metrics.at("loss"));
   if (is_writer()) {
-    nlohmann::json record = {{"kind", "evaluation"}, {"split", "validation"}, {"step", steps_done}, {"is_best", is_best}};
+    nlohmann::json record = {
+        {"kind", "evaluation"}, {"split", "validation"}, {"step", steps_done}, {"is_best", is_best}};
     record.update(nlohmann::json(metrics));
     folder_.append_metrics(record);
   }
@@ -262,7 +272,7 @@ void Trainer::save(std::int64_t steps_done) {
   nlohmann::json state = {{"step", steps_done},
                           {"options", config_.numeric_options},
                           {"threads", config_.threads},
-                          {"base_model_digest", worker_.weights().digest()},
+                          {"base_model_digest", worker_.model_digest()},
                           {"dataset_digest", dataset_.info().content_digest},
                           {"best_step", best_step_},
                           {"evaluations_since_best", evaluations_since_best_}};
@@ -279,9 +289,10 @@ void Trainer::resume() {
   if (mode == "never") {
     const bool is_used = dist::agree_any(worker_.control(), !store_->steps().empty());
     if (is_used) {
-      throw ConfigError(fmt::format("checkpoint.resume=never: expected a run folder without checkpoints, found some in {}; choose "
-                                    "another run.folder or resume=auto",
-                                    folder_.checkpoints().string()));
+      throw ConfigError(
+          fmt::format("checkpoint.resume=never: expected a run folder without checkpoints, found some in {}; choose "
+                      "another run.folder or resume=auto",
+                      folder_.checkpoints().string()));
     }
     return;
   }
@@ -297,20 +308,21 @@ void Trainer::resume() {
   const auto require_same = [&](const char* key, const std::string& now, const char* what) {
     const auto stored = state.value(key, std::string());
     if (stored != now) {
-      throw ConfigError(fmt::format("{}: the checkpoint was made with another {}; expected {}, found {}", loaded->folder().string(),
-                                    what, stored, now));
+      throw ConfigError(fmt::format("{}: the checkpoint was made with another {}; expected {}, found {}",
+                                    loaded->folder().string(), what, stored, now));
     }
   };
   const auto stored_options = state.value("options", std::string());
   if (stored_options != config_.numeric_options) {
-    throw ConfigError(fmt::format("{}: the checkpoint was made with other options; give these back, or choose another run.folder:{}",
-                                  loaded->folder().string(), describe_difference(stored_options, config_.numeric_options)));
+    throw ConfigError(
+        fmt::format("{}: the checkpoint was made with other options; give these back, or choose another run.folder:{}",
+                    loaded->folder().string(), describe_difference(stored_options, config_.numeric_options)));
   }
-  require_same("base_model_digest", worker_.weights().digest(), "backbone (model.path)");
+  require_same("base_model_digest", worker_.model_digest(), "backbone (model.path)");
   require_same("dataset_digest", dataset_.info().content_digest, "dataset (data.path)");
   if (state.value("threads", 0) != config_.threads) {
-    log_warning("checkpoint", "made with {} threads per rank, now {}: results may differ in the last bits", state.value("threads", 0),
-                config_.threads);
+    log_warning("checkpoint", "made with {} threads per rank, now {}: results may differ in the last bits",
+                state.value("threads", 0), config_.threads);
   }
   const at::NoGradGuard no_grad;
   for (const auto& [name, tensor] : trained_by_name()) {
@@ -365,7 +377,8 @@ nlohmann::json Trainer::summarize(std::int64_t steps_done, bool is_stopped) {
   control.all_reduce(bytes).wait();
   const auto column = [&](std::int64_t index) {
     const auto values = bytes.select(1, index).contiguous();
-    return std::vector<std::int64_t>(values.const_data_ptr<std::int64_t>(), values.const_data_ptr<std::int64_t>() + values.numel());
+    return std::vector<std::int64_t>(values.const_data_ptr<std::int64_t>(),
+                                     values.const_data_ptr<std::int64_t>() + values.numel());
   };
   nlohmann::json record = {{"steps", steps_done},
                            {"is_stopped", is_stopped},
@@ -396,6 +409,10 @@ TrainSummary Trainer::run() {
   }
   worker_.control().barrier();
   resume();
+  if (is_writer()) {
+    // Only now: a run that refuses to resume leaves its folder as it was.
+    write_file_durably(folder_.config_file(), config_.config_text);
+  }
   record_memory();
   const auto steps = num_steps();
   const auto per_epoch = sampler_.steps_per_epoch();
@@ -406,13 +423,14 @@ TrainSummary Trainer::run() {
   std::int64_t done = start_step_;
   progress_.resume();
   while (done < steps) {
-    const auto reduced_before =
-        ledger_.traffic("all_gather", "gradient") + ledger_.traffic("all_reduce", "gradient");
+    const auto reduced_before = ledger_.traffic("all_gather", "gradient") + ledger_.traffic("all_reduce", "gradient");
     const double seconds_before = progress_.seconds();
     const auto report = run_step(done);
-    reduced_bytes_ = ledger_.traffic("all_gather", "gradient") + ledger_.traffic("all_reduce", "gradient") - reduced_before;
+    reduced_bytes_ =
+        ledger_.traffic("all_gather", "gradient") + ledger_.traffic("all_reduce", "gradient") - reduced_before;
     ++done;
-    progress_.step({done, steps, report.epoch, report.loss, report.rows, report.tokens, peak_allocated_bytes(worker_.device())});
+    progress_.step(
+        {done, steps, report.epoch, report.loss, report.rows, report.tokens, peak_allocated_bytes(worker_.device())});
     progress_.pause();
     if (is_writer()) {
       folder_.append_metrics({{"kind", "train"},
@@ -436,7 +454,8 @@ TrainSummary Trainer::run() {
     progress_.resume();
     if (is_stopped || has_lost_patience) {
       if (has_lost_patience) {
-        log_info("train", "no better {} in {} evaluations: stopping early after step {}", metric_, evaluations_since_best_, done);
+        log_info("train", "no better {} in {} evaluations: stopping early after step {}", metric_,
+                 evaluations_since_best_, done);
       }
       break;
     }

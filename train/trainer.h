@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The training loop: global batches of the sampler, one optimizer step each, evaluation, checkpoints, the best weights, and a
-// summary. Everything that could differ between ranks is exchanged once a step, on the control communicator, before anyone acts.
+// The training loop: global batches of the sampler, one optimizer step each, evaluation, checkpoints, the best weights,
+// and a summary. Everything that could differ between ranks is exchanged once a step, on the control communicator,
+// before anyone acts.
 #pragma once
 
 #include <atomic>
@@ -32,6 +33,7 @@ struct TrainerConfig {
   TrainConfig train;
   CheckpointConfig checkpoint;
   std::string run_folder;
+  std::string config_text;  ///< what config.ini of the run folder will say
   /// Every option that can change a number, as INI text: compared with a checkpoint's before resuming.
   std::string numeric_options;
   int threads = 1;
@@ -44,7 +46,7 @@ struct TrainSummary {
   double best_value = 0;
   std::string best_metric;
   std::int64_t best_step = -1;
-  nlohmann::json record;    ///< everything, as summary.json holds it
+  nlohmann::json record;  ///< everything, as summary.json holds it
 };
 
 class Trainer {
@@ -82,7 +84,7 @@ class Trainer {
   data::Sampler sampler_;
   RunFolder folder_;
   std::unique_ptr<checkpoint::CheckpointStore> store_;
-  std::vector<int> active_;  ///< indices into the method's trained tensors that are not inert
+  std::vector<int> active_;                     ///< indices into the method's trained tensors that are not inert
   std::vector<std::int64_t> tensors_of_stage_;  ///< active tensors of each stage, for the order of the global norm
   std::unique_ptr<dist::GradientSync> sync_;
   std::unique_ptr<optim::AdamW> optimizer_;

@@ -7,6 +7,7 @@
 
 #include "common/error.h"
 #include "common/log.h"
+#include "dist/agree.h"
 #include "train/device.h"
 
 namespace espalier::train {
@@ -16,18 +17,19 @@ Worker::Worker(const WorkerConfig& config, const Ranks& ranks)
       weights_(model::open_model_folder(config.model.path)),
       mesh_(dist::make_mesh(ranks.control, ranks.device, static_cast<int>(config.parallel.stages),
                             static_cast<int>(config.parallel.replicas))) {
+  model_digest_ = dist::broadcast_text(ranks.control, ranks.control.rank() == 0 ? weights_->digest() : std::string());
   const auto stages = model::plan_stages(backbone_, mesh_.place.num_stages, config.parallel.first_blocks);
   const auto range = stages[static_cast<std::size_t>(mesh_.place.stage_index)];
   if (mesh_.place.is_first_stage()) {
     model::refuse_unknown_tensors(backbone_, *weights_);
   }
-  const model::SliceOptions options{compute_type_from(config.model.compute_type), device_from(config.model.device, ranks.node_rank),
-                                    config.seed};
+  const model::SliceOptions options{compute_type_from(config.model.compute_type),
+                                    device_from(config.model.device, ranks.node_rank), config.seed};
   slice_ = std::make_unique<model::StageSlice>(backbone_, range, *weights_, options);
   method_ = peft::make_method(config.peft, *slice_, *weights_, config.seed);
   executor_ = std::make_unique<StageExecutor>(mesh_, *slice_, *method_, range.end);
-  log_debug("worker", "stage {} of {}, replica {} of {}: layers {} to {}", mesh_.place.stage_index, mesh_.place.num_stages,
-            mesh_.place.replica_index, mesh_.place.num_replicas, range.first, range.end - 1);
+  log_debug("worker", "stage {} of {}, replica {} of {}: layers {} to {}", mesh_.place.stage_index,
+            mesh_.place.num_stages, mesh_.place.replica_index, mesh_.place.num_replicas, range.first, range.end - 1);
 }
 
 ParameterCount Worker::count_parameters() {
@@ -57,9 +59,10 @@ void Worker::load_trained(const std::map<std::string, at::Tensor>& tensors) {
   for (const auto& trained : method_->trained()) {
     const auto found = tensors.find(trained.name);
     if (found == tensors.end()) {
-      throw ConfigError(fmt::format("adapter: expected trained tensor '{}' of method {}, found {} other tensors; the adapter was made "
-                                    "with other peft options or for another backbone",
-                                    trained.name, method_->name(), tensors.size()));
+      throw ConfigError(fmt::format(
+          "adapter: expected trained tensor '{}' of method {}, found {} other tensors; the adapter was made "
+          "with other peft options or for another backbone",
+          trained.name, method_->name(), tensors.size()));
     }
     if (found->second.sizes() != trained.value.sizes()) {
       throw ConfigError(fmt::format("adapter: tensor '{}': expected shape [{}], found [{}]", trained.name,

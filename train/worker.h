@@ -51,21 +51,23 @@ class Worker {
   [[nodiscard]] peft::Method& method() { return *method_; }
   [[nodiscard]] StageExecutor& executor() { return *executor_; }
   [[nodiscard]] const model::Backbone& backbone() const { return backbone_; }
-  [[nodiscard]] const model::WeightSource& weights() const { return *weights_; }
+  /// Of the whole folder's weights; rank 0 has read them, every rank knows it.
+  [[nodiscard]] const std::string& model_digest() const { return model_digest_; }
   [[nodiscard]] at::Device device() const { return slice_->options().device; }
   [[nodiscard]] dist::Communicator& control() { return *mesh_.control; }
 
   /// Collective: every rank.
   [[nodiscard]] ParameterCount count_parameters();
 
-  /// Copies trained tensors by canonical name. Throws: ConfigError naming a trained tensor that `tensors` lacks or that has another
-  /// shape, and names that nothing here or on another stage would take.
+  /// Copies trained tensors by canonical name. Throws: ConfigError naming a trained tensor that `tensors` lacks or that
+  /// has another shape, and names that nothing here or on another stage would take.
   void load_trained(const std::map<std::string, at::Tensor>& tensors);
 
  private:
   model::Backbone backbone_;
   std::unique_ptr<model::WeightSource> weights_;
   dist::Mesh mesh_;
+  std::string model_digest_;
   std::unique_ptr<model::StageSlice> slice_;
   std::unique_ptr<peft::Method> method_;
   std::unique_ptr<StageExecutor> executor_;

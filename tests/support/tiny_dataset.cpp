@@ -22,7 +22,8 @@ Rows draw_rows(const TinyDataset& dataset, std::int64_t num_rows, const std::str
   PhiloxSequence sequence(derive_key(dataset.seed, RandomDomain::kSampler, split));
   Rows rows;
   for (std::int64_t row = 0; row < num_rows; ++row) {
-    const auto length = 3 + static_cast<std::int64_t>(sequence.next_below(static_cast<std::uint64_t>(dataset.longest - 2)));
+    const auto length =
+        3 + static_cast<std::int64_t>(sequence.next_below(static_cast<std::uint64_t>(dataset.longest - 2)));
     std::int64_t first = 0;
     for (std::int64_t token = 0; token < length; ++token) {
       const auto id = 3 + static_cast<std::int64_t>(sequence.next_below(static_cast<std::uint64_t>(dataset.vocab - 3)));

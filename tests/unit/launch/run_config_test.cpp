@@ -28,8 +28,8 @@ TEST(RunConfig, TheLayoutIsNoNumericOption) {
   OptionTable table;
   describe(table, run);
   const auto before = numeric_options(table);
-  table.read_flags({"--parallel.stages=3", "--run.folder=elsewhere", "--checkpoint.every_steps=5", "--train.stop_at_step=4",
-                    "--gradient_sync.bucket_bytes=100"});
+  table.read_flags({"--parallel.stages=3", "--run.folder=elsewhere", "--checkpoint.every_steps=5",
+                    "--train.stop_at_step=4", "--gradient_sync.bucket_bytes=100"});
   EXPECT_EQ(numeric_options(table), before);
   table.read_flags({"--train.seed=8"});
   EXPECT_NE(numeric_options(table), before);

@@ -13,7 +13,9 @@ namespace {
 
 constexpr Layout kLayouts[] = {{2, 1}, {1, 2}, {2, 2}, {4, 1}, {1, 4}, {3, 1}, {1, 3}};
 
-std::string name_of(Layout layout) { return std::to_string(layout.stages) + "x" + std::to_string(layout.replicas); }
+std::string name_of(Layout layout) {
+  return std::to_string(layout.stages) + "x" + std::to_string(layout.replicas);
+}
 
 class Layouts : public testing::TestWithParam<const char*> {
  protected:
@@ -93,7 +95,8 @@ TEST(Training, LearnsAndKeepsTheBestWeights) {
   request.learning_rate = 3e-3;
   const auto outcome = run_training(request, {2, 1});
   EXPECT_LT(outcome.losses.back(), outcome.losses.front());
-  EXPECT_GT(outcome.summary.at("test").at("accuracy").get<double>(), outcome.summary.at("test").at("majority").get<double>());
+  EXPECT_GT(outcome.summary.at("test").at("accuracy").get<double>(),
+            outcome.summary.at("test").at("majority").get<double>());
 }
 
 TEST(Training, StopsEarlyWithoutABetterEvaluation) {

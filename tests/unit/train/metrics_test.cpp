@@ -32,7 +32,8 @@ TEST(Metrics, AgreeWithHandCountsForTwoClasses) {
 
 TEST(Metrics, MatthewsOfManyClassesIsOneWhenAllIsRightAndZeroWhenAllIsOneClass) {
   const auto labels = at::tensor({0, 1, 2, 1}, at::kLong);
-  EXPECT_NEAR(compute_metrics(data::TaskKind::kClassification, logits_of({0, 1, 2, 1}, 3), labels).at("matthews"), 1, 1e-12);
+  EXPECT_NEAR(compute_metrics(data::TaskKind::kClassification, logits_of({0, 1, 2, 1}, 3), labels).at("matthews"), 1,
+              1e-12);
   EXPECT_EQ(compute_metrics(data::TaskKind::kClassification, logits_of({1, 1, 1, 1}, 3), labels).at("matthews"), 0);
 }
 
