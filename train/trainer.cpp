@@ -7,8 +7,6 @@
 
 #include <cmath>
 #include <numeric>
-#include <set>
-#include <sstream>
 
 #include "common/check.h"
 #include "common/durable_file.h"
@@ -33,32 +31,6 @@ struct Trainer::StepReport {
 };
 
 namespace {
-
-constexpr const char* kTrainedPrefix = "trained/";
-constexpr const char* kMomentPrefix = "optimizer/";
-constexpr const char* kBestPrefix = "best/";
-
-/// The lines that differ between two option texts, as "key = stored -> key = now".
-std::string describe_difference(const std::string& stored, const std::string& now) {
-  const auto lines_of = [](const std::string& text) {
-    std::istringstream stream(text);
-    std::set<std::string> lines;
-    for (std::string line; std::getline(stream, line);) {
-      lines.insert(line);
-    }
-    return lines;
-  };
-  const auto stored_lines = lines_of(stored);
-  const auto now_lines = lines_of(now);
-  std::string text;
-  for (const auto& line : stored_lines) {
-    text += now_lines.contains(line) ? "" : fmt::format("\n  checkpoint: {}", line);
-  }
-  for (const auto& line : now_lines) {
-    text += stored_lines.contains(line) ? "" : fmt::format("\n  now:        {}", line);
-  }
-  return text;
-}
 
 data::Sampler make_sampler(const TrainerConfig& config, const data::Dataset& dataset) {
   const auto& split = dataset.split("train");
@@ -251,105 +223,6 @@ void Trainer::run_evaluation(std::int64_t steps_done) {
     record.update(nlohmann::json(metrics));
     folder_.append_metrics(record);
   }
-}
-
-void Trainer::save(std::int64_t steps_done) {
-  if (last_saved_step_ == steps_done) {
-    return;
-  }
-  checkpoint::NamedTensors tensors;
-  if (worker_.place().replica_index == 0) {
-    for (const auto& [name, tensor] : trained_by_name()) {
-      tensors.emplace(kTrainedPrefix + name, tensor);
-    }
-    for (const auto& [name, tensor] : optimizer_->state()) {
-      tensors.emplace(kMomentPrefix + name, tensor);
-    }
-    for (const auto& [name, tensor] : best_tensors_) {
-      tensors.emplace(kBestPrefix + name, tensor);
-    }
-  }
-  nlohmann::json state = {{"step", steps_done},
-                          {"options", config_.numeric_options},
-                          {"threads", config_.threads},
-                          {"base_model_digest", worker_.model_digest()},
-                          {"dataset_digest", dataset_.info().content_digest},
-                          {"best_step", best_step_},
-                          {"evaluations_since_best", evaluations_since_best_}};
-  if (best_value_) {
-    state["best_value"] = *best_value_;
-  }
-  progress_.end_line();
-  store_->save(steps_done, tensors, state);
-  last_saved_step_ = steps_done;
-}
-
-void Trainer::resume() {
-  const auto& mode = config_.checkpoint.resume;
-  if (mode == "never") {
-    const bool is_used = dist::agree_any(worker_.control(), !store_->steps().empty());
-    if (is_used) {
-      throw ConfigError(
-          fmt::format("checkpoint.resume=never: expected a run folder without checkpoints, found some in {}; choose "
-                      "another run.folder or resume=auto",
-                      folder_.checkpoints().string()));
-    }
-    return;
-  }
-  const auto loaded = store_->load_latest();
-  if (!loaded) {
-    if (mode == "must") {
-      throw ConfigError(fmt::format("checkpoint.resume=must: expected a good checkpoint in {}, found none",
-                                    folder_.checkpoints().string()));
-    }
-    return;
-  }
-  const auto& state = loaded->state();
-  const auto require_same = [&](const char* key, const std::string& now, const char* what) {
-    const auto stored = state.value(key, std::string());
-    if (stored != now) {
-      throw ConfigError(fmt::format("{}: the checkpoint was made with another {}; expected {}, found {}",
-                                    loaded->folder().string(), what, stored, now));
-    }
-  };
-  const auto stored_options = state.value("options", std::string());
-  if (stored_options != config_.numeric_options) {
-    throw ConfigError(
-        fmt::format("{}: the checkpoint was made with other options; give these back, or choose another run.folder:{}",
-                    loaded->folder().string(), describe_difference(stored_options, config_.numeric_options)));
-  }
-  require_same("base_model_digest", worker_.model_digest(), "backbone (model.path)");
-  require_same("dataset_digest", dataset_.info().content_digest, "dataset (data.path)");
-  if (state.value("threads", 0) != config_.threads) {
-    log_warning("checkpoint", "made with {} threads per rank, now {}: results may differ in the last bits",
-                state.value("threads", 0), config_.threads);
-  }
-  const at::NoGradGuard no_grad;
-  for (const auto& [name, tensor] : trained_by_name()) {
-    loaded->read_into(kTrainedPrefix + name, tensor);
-  }
-  for (const auto& [name, tensor] : optimizer_->state()) {
-    loaded->read_into(kMomentPrefix + name, tensor);
-  }
-  best_step_ = state.value("best_step", std::int64_t{-1});
-  if (state.contains("best_value")) {
-    best_value_ = state.at("best_value").get<double>();
-  }
-  if (best_step_ >= 0 && config_.train.restore_best) {
-    for (const auto& [name, tensor] : trained_by_name()) {
-      auto best = at::empty_like(tensor);
-      loaded->read_into(kBestPrefix + name, best);
-      best_tensors_[name] = best;
-    }
-  }
-  evaluations_since_best_ = state.value("evaluations_since_best", std::int64_t{0});
-  start_step_ = loaded->step();
-  last_saved_step_ = start_step_;
-  optimizer_->set_num_steps(start_step_);
-  if (is_writer()) {
-    folder_.truncate_metrics(start_step_);
-  }
-  log_info("checkpoint", "resumed from {} at step {} of {}", loaded->folder().string(), start_step_, num_steps());
 }
 
 void Trainer::record_memory() {
