@@ -67,6 +67,8 @@ std::unique_ptr<train::Worker> make_worker_with_weights(Session& session, const 
                                                               : folder.adapter().string();
   if (!request.run.empty()) {
     table.read_text(session.read_text(folder.config_file()), folder.config_file());
+    // The layout belongs to a job, not to the weights: this one has other ranks.
+    run.parallel = {};
   }
   std::optional<checkpoint::Adapter> adapter;
   std::int64_t num_labels = 0;
