@@ -56,7 +56,7 @@ model::NamedTensors read_arrays(const std::string& path) {
   return tensors;
 }
 
-/// Collective: every rank. The last stage of replica 0 sends what it has to rank 0, which writes.
+/// Collective: every rank. What the last stage computed reaches every rank by a sum with zeros; rank 0 writes it.
 void predict_arrays(train::Worker& worker, const PredictRequest& request) {
   const auto inputs = read_arrays(request.inputs);
   if (worker.place().num_replicas != 1) {
