@@ -6,7 +6,6 @@
 #include <spdlog/fmt/fmt.h>
 #include <spdlog/version.h>
 #include <torch/headeronly/version.h>
-#include <boost/version.hpp>
 
 #include "common/error.h"
 #include "dist/mpi_communicator.h"
@@ -24,7 +23,6 @@ int run_info(const Arguments& arguments) {
   text += row("build", fmt::format("{}, CUDA and NCCL parts {}", ESPALIER_BUILD_TYPE, ESPALIER_CUDA_TEXT));
   text += row("LibTorch", TORCH_VERSION) + row("MPI", dist::mpi_library_version()) +
           row("HDF5", fmt::format("{}.{}.{}", H5_VERS_MAJOR, H5_VERS_MINOR, H5_VERS_RELEASE)) +
-          row("Boost", BOOST_LIB_VERSION) +
           row("spdlog", fmt::format("{}.{}.{}", SPDLOG_VER_MAJOR, SPDLOG_VER_MINOR, SPDLOG_VER_PATCH));
   text +=
       row("CPU", fmt::format("{}, {} core(s) for this process", at::get_cpu_capability(), train::default_threads(1)));

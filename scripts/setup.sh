@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-packages=(build-essential cmake ninja-build ccache git libopenmpi-dev openmpi-bin libhdf5-dev libboost-dev libboost-program-options-dev
+packages=(build-essential cmake ninja-build ccache git libopenmpi-dev openmpi-bin libhdf5-dev
   libspdlog-dev libfmt-dev nlohmann-json3-dev libxxhash-dev libgtest-dev libgmock-dev libbenchmark-dev python3 python3-venv python3-dev)
 
 say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
