@@ -13,19 +13,25 @@
 
 namespace espalier::data {
 
-/// Padded tensors under the names `transformers` gives them: input_ids [B, T] int64, attention_mask [B, T] int64,
-/// token_type_ids [B, T] int64, labels [B] int64 (classification) or [B] float (regression).
+/// Padded tensors under the names `transformers` gives them; B rows, T input tokens, U target tokens, L labels.
+/// Always: input_ids [B, T] int64, attention_mask [B, T] int64; token_type_ids [B, T] int64 if the file has them.
+/// classification, regression, multi_label: labels [B] int64, [B] float, [B, L] float; labels_<name> likewise [B].
+/// seq2seq: labels [B, U] int64, -100 at padding.
+/// causal_lm: labels [B, T] int64, the input ids at the positions that the loss counts and -100 elsewhere, unshifted.
+/// multiple_choice, Q questions with B choices in all: as causal_lm, and choice_offsets [Q + 1] int64 (question q is
+/// rows choice_offsets[q] to choice_offsets[q + 1]) and answers [Q] int64 (the right choice, from 0 in its question).
 using NamedTensors = std::map<std::string, at::Tensor>;
 
-enum class TaskKind { kClassification, kRegression };  // seq2seq, causal LM, images: see docs/dataset_format.md
+enum class TaskKind { kClassification, kRegression, kMultiLabel, kSeq2Seq, kCausalLm, kMultipleChoice };
 std::string_view to_string(TaskKind kind);
 
 /// What the file says of itself.
 struct DatasetInfo {
   std::filesystem::path path;
   TaskKind task = TaskKind::kClassification;
-  std::int64_t num_labels = 0;
+  std::int64_t num_labels = 0;  ///< 0 where targets are tokens
   std::vector<std::string> label_names;
+  std::map<std::string, std::vector<std::string>> label_columns;  ///< further ones: class names, none for numbers
   std::int64_t pad_token_id = 0;
   std::int64_t vocab_size = 0;
   std::string tokenizer_digest, source_digest;
@@ -39,13 +45,21 @@ class Split {
  public:
   virtual ~Split() = default;
   [[nodiscard]] virtual const std::string& name() const = 0;
+  /// Rows that a sampler deals out. multiple_choice: questions, so that a micro-batch never parts the choices of one.
   [[nodiscard]] virtual std::int64_t num_rows() const = 0;
-  /// Tokens of a row as the file has it.
+  /// Tokens of a row as the file has it. seq2seq: input and target. multiple_choice: of all choices.
   [[nodiscard]] virtual std::int64_t length(std::int64_t row) const = 0;
+  /// How many terms the row gives to the loss, so that a mean over any rows can be taken before one is padded:
+  /// 1 for a class or a number, the labels for multi_label, else the label tokens that collate(rows, max_length, ...)
+  /// gives. A causal label at position 0 does not count: nothing stands before it to predict it from.
+  /// multiple_choice: those of the right choice.
+  [[nodiscard]] virtual std::int64_t num_targets(std::int64_t row, std::int64_t max_length) const = 0;
+  /// Input tokens from which generation goes on: the prompt of causal_lm and of the first choice, else the whole input.
+  [[nodiscard]] virtual std::int64_t prompt_length(std::int64_t row) const = 0;
   /// Rows in the given order, cut to their first `max_length` tokens, padded on the right to the longest of them
-  /// rounded up to `pad_multiple`, or to `fixed_length` if that is not 0. token_type_ids are there if the file has
-  /// them. Requires: rows is not empty, every row in [0, num_rows()), max_length and pad_multiple above 0. Throws:
-  /// ConfigError if a row does not fit into `fixed_length`.
+  /// rounded up to `pad_multiple`, or to `fixed_length` if that is not 0. Targets of seq2seq are not cut, and padded to
+  /// `pad_multiple` alone. Requires: rows is not empty, every row in [0, num_rows()), max_length and pad_multiple above
+  /// 0. Throws: ConfigError if a row does not fit into `fixed_length`, or if `max_length` would cut a choice.
   [[nodiscard]] virtual NamedTensors collate(const std::vector<std::int64_t>& rows, std::int64_t max_length,
                                              std::int64_t pad_multiple, std::int64_t fixed_length) const = 0;
 };

@@ -138,19 +138,27 @@ Metrics regression_metrics(const at::Tensor& logits, const at::Tensor& labels) {
           {"loss", squares / static_cast<double>(truth.size())}};
 }
 
+// Throws: ConfigError for a task that nothing here trains or measures.
+bool is_classification(data::TaskKind task) {
+  if (task != data::TaskKind::kClassification && task != data::TaskKind::kRegression) {
+    throw ConfigError(fmt::format("data.path: expected a dataset of classification or regression, found one of {}",
+                                  data::to_string(task)));
+  }
+  return task == data::TaskKind::kClassification;
+}
+
 }  // namespace
 
 Metrics compute_metrics(data::TaskKind task, const at::Tensor& logits, const at::Tensor& labels) {
-  return task == data::TaskKind::kClassification ? classification_metrics(logits, labels)
-                                                 : regression_metrics(logits, labels);
+  return is_classification(task) ? classification_metrics(logits, labels) : regression_metrics(logits, labels);
 }
 
 std::string default_metric(data::TaskKind task) {
-  return task == data::TaskKind::kClassification ? "accuracy" : "spearman";
+  return is_classification(task) ? "accuracy" : "spearman";
 }
 
 void require_metric(data::TaskKind task, const std::string& metric) {
-  const std::vector<std::string> known = task == data::TaskKind::kClassification
+  const std::vector<std::string> known = is_classification(task)
                                              ? std::vector<std::string>{"accuracy", "f1", "matthews", "loss"}
                                              : std::vector<std::string>{"pearson", "spearman", "loss"};
   if (std::find(known.begin(), known.end(), metric) == known.end()) {

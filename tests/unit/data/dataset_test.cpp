@@ -224,7 +224,8 @@ TEST_F(DatasetTest, RefusesAttributesThatAreMissingOrWrong) {
   }
   expect_refusal_after([](PlainFile& file) { file.numbers["format_version"] = 2; },
                        {"format_version", "expected 1, found 2"});
-  expect_refusal_after([](PlainFile& file) { file.texts["task"] = "seq2seq"; }, {"task", "'seq2seq'"});
+  expect_refusal_after([](PlainFile& file) { file.texts["task"] = "poetry"; },
+                       {"task", "one of classification, regression", "'poetry'"});
   expect_refusal_after([](PlainFile& file) { file.texts["label_names"] = "[1, 2, 3]"; },
                        {"label_names", "JSON list of texts"});
   expect_refusal_after([](PlainFile& file) { file.texts["label_names"] = "[\"a\""; },
@@ -254,7 +255,7 @@ TEST_F(DatasetTest, RefusesArraysThatContradictEachOther) {
       {[](PlainSplit& split) { split.classes[2] = 3; }, {"train/labels", "[0, 3)", "3 in row 2"}},
       {[](PlainSplit& split) { split.classes[0] = -1; }, {"train/labels", "[0, 3)", "-1 in row 0"}},
       {[](PlainSplit& split) { split.classes.push_back(0); }, {"train/labels", "3 elements", "found 4"}},
-      {[](PlainSplit& split) { split.labels_name = "label"; }, {"train/label", "only the arrays"}},
+      {[](PlainSplit& split) { split.labels_name = "label"; }, {"train/labels"}},
       {[](PlainSplit& split) { split.id_offsets[2] = 0; }, {"train/id_offsets", "row 1"}},
       {[](PlainSplit& split) {
          split.id_offsets = {0, 1, 4};
