@@ -7,6 +7,7 @@
 #include "common/log.h"
 #include "dist/agree.h"
 #include "train/run_folder.h"
+#include "train/task.h"
 
 namespace espalier::launch {
 
@@ -17,6 +18,7 @@ nlohmann::json describe_adapter(const OptionTable& table, const peft::Method& me
                                 {"base_model_digest", base_model_digest},
                                 {"task", data::to_string(dataset.task)},
                                 {"num_labels", dataset.num_labels},
+                                {"head", train::predicts_tokens(dataset.task) ? "language_model" : "pooled"},
                                 {"label_names", dataset.label_names}};
   for (const auto& [key, json_text] : method.describe_export()) {
     description["facts"][key] = nlohmann::json::parse(json_text);
@@ -30,12 +32,19 @@ void describe(OptionTable& table, WeightsRequest& request) {
       .help("Adapter folder; default: the run's. Without run and adapter: the bare backbone.");
 }
 
-void require_same_vocabulary(const model::Backbone& backbone, const data::DatasetInfo& dataset) {
+void require_fit(const model::Backbone& backbone, const data::DatasetInfo& dataset) {
   if (dataset.vocab_size > backbone.vocab_size) {
     throw ConfigError(fmt::format(
         "{}: expected token ids below the {} of the backbone's vocabulary, found a tokenizer of {}; prepare "
         "the data with the tokenizer of {}",
         dataset.path.string(), backbone.vocab_size, dataset.vocab_size, backbone.folder.string()));
+  }
+  if (train::predicts_tokens(dataset.task) != backbone.head().is_language_model) {
+    throw ConfigError(fmt::format("{}: expected a dataset for a {}, found task {}", dataset.path.string(),
+                                  backbone.head().is_language_model ? "language model head (seq2seq, causal_lm, "
+                                                                      "multiple_choice)"
+                                                                    : "pooled head (classification, regression)",
+                                  data::to_string(dataset.task)));
   }
 }
 
@@ -71,10 +80,11 @@ std::unique_ptr<train::Worker> make_worker_with_weights(Session& session, const 
     run.parallel = {};
   }
   std::optional<checkpoint::Adapter> adapter;
-  std::int64_t num_labels = 0;
+  model::HeadRequest head;
   if (!adapter_folder.empty()) {
     adapter = checkpoint::read_adapter(adapter_folder);
-    num_labels = adapter->description.value("num_labels", std::int64_t{0});
+    head.num_labels = adapter->description.value("num_labels", std::int64_t{0});
+    head.kind = adapter->description.value("head", std::string("auto"));
     if (request.run.empty()) {
       table.read_text(adapter->description.value("options", std::string()), adapter_folder + "/adapter.json");
     }
@@ -85,11 +95,11 @@ std::unique_ptr<train::Worker> make_worker_with_weights(Session& session, const 
   if (run.model.path.empty()) {
     throw ConfigError("model.path: expected a Hugging Face model folder, found nothing; give --model.path or --run");
   }
+  head.pooling = run.model.pooling;
   dist::require_equal(session.control(), table.canonical_text(), "configuration");
   session.set_threads(static_cast<int>(run.parallel.threads));
   auto worker = std::make_unique<train::Worker>(
-      train::WorkerConfig{run.model, run.parallel, run.peft, run.train.seed, num_labels},
-      session.ranks(run.model.device));
+      train::WorkerConfig{run.model, run.parallel, run.peft, run.train.seed, head}, session.ranks(run.model.device));
   if (adapter) {
     const auto made_for = adapter->description.value("base_model_digest", std::string());
     if (made_for != worker->model_digest()) {

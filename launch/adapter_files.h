@@ -34,7 +34,8 @@ void describe(OptionTable& table, WeightsRequest& request);
 std::unique_ptr<train::Worker> make_worker_with_weights(Session& session, const Arguments& arguments,
                                                         OptionTable& table, RunConfig& run, WeightsRequest& request);
 
-/// Throws: ConfigError when the dataset was made with another tokenizer than the backbone's vocabulary allows.
-void require_same_vocabulary(const model::Backbone& backbone, const data::DatasetInfo& dataset);
+/// Throws: ConfigError when the dataset was made with another tokenizer than the backbone's vocabulary allows, or for
+/// another kind of head.
+void require_fit(const model::Backbone& backbone, const data::DatasetInfo& dataset);
 
 }  // namespace espalier::launch

@@ -22,7 +22,7 @@ int run_evaluate(const Arguments& arguments) {
   return run_in_session([&](Session& session) {
     const auto worker = make_worker_with_weights(session, arguments, table, run, request);
     const auto dataset = data::Dataset::open(run.data.path);
-    require_same_vocabulary(worker->backbone(), dataset.info());
+    require_fit(worker->backbone(), dataset.info());
     const auto metrics = train::evaluate(*worker, dataset, split, run.data, run.train.evaluation_batch_size);
     print_once(nlohmann::json(metrics).dump(2) + "\n");
     return static_cast<int>(ExitCode::kOk);

@@ -15,6 +15,7 @@
 #include "launch/run_config.h"
 #include "model/weights.h"
 #include "train/run_folder.h"
+#include "train/task.h"
 
 namespace espalier::launch {
 namespace {
@@ -45,7 +46,7 @@ void export_adapter(const ExportRequest& request) {
   }
   const auto dataset = data::Dataset::open(run.data.path);
   const auto source = model::open_model_folder(run.model.path);
-  const auto backbone = model::read_backbone(run.model.path, {dataset.info().num_labels, run.model.pooling});
+  const auto backbone = model::read_backbone(run.model.path, train::head_request(dataset.info(), run.model.pooling));
   model::StageSlice slice(backbone, {0, backbone.num_layers()}, *source, {});
   const auto method = peft::make_method(run.peft, slice, *source, run.train.seed);
   const std::string prefix = request.weights == "best" ? "best/" : "trained/";

@@ -30,7 +30,7 @@ std::string row(const std::string& name, const std::string& value) {
 }
 
 std::string describe_model(const fs::path& folder, const InspectRequest& request) {
-  const auto backbone = model::read_backbone(folder, {request.num_labels, "auto"});
+  const auto backbone = model::read_backbone(folder, {.num_labels = request.num_labels});
   const auto weights = model::open_model_folder(folder);
   std::int64_t stored = 0;
   for (const auto& name : weights->names()) {

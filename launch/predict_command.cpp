@@ -2,6 +2,9 @@
 // espalier predict: logits of a split, or of plain padded arrays under their `transformers` names (docs/predict.md).
 #include <ATen/ATen.h>
 #include <spdlog/fmt/fmt.h>
+#include <spdlog/fmt/ranges.h>
+
+#include <set>
 
 #include "common/error.h"
 #include "common/hdf5_file.h"
@@ -10,6 +13,7 @@
 #include "launch/commands.h"
 #include "model/loss.h"
 #include "train/evaluation.h"
+#include "train/task.h"
 
 namespace espalier::launch {
 namespace {
@@ -25,35 +29,47 @@ void write_tensor(Hdf5File& file, const std::string& name, const at::Tensor& ten
   file.write(name, Hdf5Type::kFloat32, values.sizes().vec(), values.const_data_ptr());
 }
 
-/// The arrays of `path` that a model reads, as int64 (labels of a regression as float).
+/// The arrays of `path` that a model reads; whole numbers as int64.
 model::NamedTensors read_arrays(const std::string& path) {
+  static const std::set<std::string> known = {
+      "input_ids",         "attention_mask",         "token_type_ids", "position_ids",
+      "decoder_input_ids", "decoder_attention_mask", "pixel_values",   "labels"};
   const auto file = Hdf5File::open(path);
   model::NamedTensors tensors;
   for (const auto& name : file.children("/")) {
+    if (!known.contains(name)) {
+      throw ConfigError(fmt::format("{}: expected arrays among {}, found '{}'", path, fmt::join(known, ", "), name));
+    }
     const auto info = file.info(name);
     const bool is_float = info.type == Hdf5Type::kFloat32 || info.type == Hdf5Type::kFloat64;
     auto tensor = at::empty(info.shape, is_float ? at::kFloat : at::kLong);
     file.read(name, is_float ? Hdf5Type::kFloat32 : Hdf5Type::kInt64, tensor.mutable_data_ptr());
     tensors.emplace(name, tensor);
   }
-  const auto ids = tensors.find("input_ids");
-  if (ids == tensors.end() || ids->second.dim() != 2) {
-    throw ConfigError(fmt::format("{}: expected a dataset 'input_ids' of shape [rows, tokens], found {}", path,
-                                  ids == tensors.end() ? "none" : fmt::format("{} dimensions", ids->second.dim())));
-  }
-  for (const auto& [name, tensor] : tensors) {
-    const bool is_known =
-        name == "input_ids" || name == "attention_mask" || name == "token_type_ids" || name == "labels";
-    if (!is_known) {
-      throw ConfigError(
-          fmt::format("{}: expected input_ids, attention_mask, token_type_ids or labels, found '{}'", path, name));
-    }
-    if (name == "labels" ? tensor.size(0) != ids->second.size(0) : tensor.sizes() != ids->second.sizes()) {
-      throw ConfigError(fmt::format("{}: '{}': expected the shape of input_ids [{}], found [{}]", path, name,
-                                    fmt::join(ids->second.sizes(), ", "), fmt::join(tensor.sizes(), ", ")));
-    }
-  }
   return tensors;
+}
+
+/// What `labels` say of the logits; labels [rows] of a pooled head, [rows, tokens] with -100 of a language model.
+at::Tensor loss_of(const model::Backbone& backbone, const at::Tensor& logits, const at::Tensor& labels) {
+  if (backbone.head().is_language_model) {
+    const bool is_shifted = !backbone.is_encoder_decoder();
+    return model::token_loss(logits, labels, is_shifted, model::count_targets(labels, is_shifted));
+  }
+  return logits.size(1) == 1 ? model::regression_loss(logits, labels.to(at::kFloat), logits.size(0))
+                             : model::classification_loss(logits, labels, logits.size(0));
+}
+
+void check_labels(const model::Backbone& backbone, const model::NamedTensors& inputs, const at::Tensor& logits,
+                  const std::string& path) {
+  const auto labels = inputs.find("labels");
+  if (labels == inputs.end()) {
+    return;
+  }
+  const auto expected = backbone.head().is_language_model ? logits.sizes().slice(0, 2) : logits.sizes().slice(0, 1);
+  if (labels->second.sizes() != expected) {
+    throw ConfigError(fmt::format("{}: labels: expected the shape [{}], found [{}]", path, fmt::join(expected, ", "),
+                                  fmt::join(labels->second.sizes(), ", ")));
+  }
 }
 
 /// Collective: every rank. What the last stage computed reaches every rank by a sum with zeros; rank 0 writes it.
@@ -63,15 +79,19 @@ void predict_arrays(train::Worker& worker, const PredictRequest& request) {
     throw ConfigError(
         "--inputs: expected one replica (plain arrays are one batch), found parallel.replicas > 1; use stages only");
   }
-  const auto micro_batch = train::make_micro_batch(0, inputs);
-  const auto vocab_size = worker.backbone().vocab_size;
-  const auto& ids = inputs.at("input_ids");
-  if (ids.numel() > 0 && (ids.min().item<std::int64_t>() < 0 || ids.max().item<std::int64_t>() >= vocab_size)) {
-    throw ConfigError(fmt::format("{}: input_ids: expected ids in 0..{}, found {}..{}", request.inputs, vocab_size - 1,
-                                  ids.min().item<std::int64_t>(), ids.max().item<std::int64_t>()));
+  const auto& backbone = worker.backbone();
+  if (!backbone.chain.front().patch_embedding && !(inputs.contains("input_ids") && inputs.at("input_ids").dim() == 2)) {
+    throw ConfigError(
+        fmt::format("{}: expected a dataset 'input_ids' of shape [rows, tokens], found none", request.inputs));
   }
-  auto logits = at::zeros({micro_batch.shape.rows, worker.backbone().chain.back().head->num_labels}, at::kFloat);
-  auto hidden = at::zeros({micro_batch.shape.rows, micro_batch.shape.tokens, worker.backbone().width}, at::kFloat);
+  const auto micro_batch = train::make_micro_batch(backbone, 0, inputs);
+  const auto& shape = micro_batch.shape;
+  const auto& head = backbone.head();
+  const auto tokens = backbone.is_encoder_decoder() ? shape.target_tokens : shape.tokens;
+  auto logits = head.is_language_model ? at::zeros({shape.rows, tokens, head.num_labels}, at::kFloat)
+                                       : at::zeros({shape.rows, head.num_labels}, at::kFloat);
+  check_labels(backbone, inputs, logits, request.inputs);
+  auto hidden = at::zeros({shape.rows, tokens, head.width}, at::kFloat);
   bool has_hidden = false;
   worker.executor().evaluate(
       1, [&](std::size_t) { return micro_batch; },
@@ -94,10 +114,7 @@ void predict_arrays(train::Worker& worker, const PredictRequest& request) {
         write_tensor(file, "last_hidden_state", hidden);
       }
       if (const auto labels = inputs.find("labels"); labels != inputs.end()) {
-        const auto loss = logits.size(1) == 1
-                              ? model::regression_loss(logits, labels->second.to(at::kFloat), logits.size(0))
-                              : model::classification_loss(logits, labels->second, logits.size(0));
-        write_tensor(file, "loss", loss);
+        write_tensor(file, "loss", loss_of(backbone, logits, labels->second));
       }
       file.flush_and_close();
     } catch (const Error& failure) {
@@ -110,8 +127,16 @@ void predict_arrays(train::Worker& worker, const PredictRequest& request) {
 /// Collective: every rank.
 void predict_split(train::Worker& worker, const RunConfig& run, const PredictRequest& request) {
   const auto dataset = data::Dataset::open(run.data.path);
-  require_same_vocabulary(worker.backbone(), dataset.info());
-  const auto logits = train::predict(worker, dataset.split(request.split), run.data, run.train.evaluation_batch_size);
+  require_fit(worker.backbone(), dataset.info());
+  const auto task = dataset.info().task;
+  if (train::predicts_tokens(task)) {
+    throw ConfigError(
+        fmt::format("{}: expected a dataset whose rows have a class or a number, found task {}: logits of every token "
+                    "are not written for a whole split; use evaluate, or --inputs for a batch",
+                    run.data.path, data::to_string(task)));
+  }
+  const auto logits =
+      train::predict(worker, task, dataset.split(request.split), run.data, run.train.evaluation_batch_size);
   std::string error;
   if (worker.control().rank() == 0) {
     try {

@@ -15,6 +15,7 @@
 #include "launch/session.h"
 #include "train/device.h"
 #include "train/gather.h"
+#include "train/task.h"
 #include "train/trainer.h"
 
 namespace espalier::launch {
@@ -96,9 +97,10 @@ int train_in_session(Session& session, const Arguments& arguments) {
                 "data.max_length = {} cuts off the ends of rows that {} keeps up to {} tokens, closing tokens too",
                 run.data.max_length, run.data.path, dataset.info().max_length);
   }
-  train::Worker worker({run.model, run.parallel, run.peft, run.train.seed, dataset.info().num_labels},
-                       session.ranks(run.model.device));
-  require_same_vocabulary(worker.backbone(), dataset.info());
+  train::Worker worker(
+      {run.model, run.parallel, run.peft, run.train.seed, train::head_request(dataset.info(), run.model.pooling)},
+      session.ranks(run.model.device));
+  require_fit(worker.backbone(), dataset.info());
   const auto& place = worker.place();
   log_info("espalier", "{} stage(s) x {} replica(s), {} thread(s) per rank, {} rows to train on", place.num_stages,
            place.num_replicas, threads, dataset.split("train").num_rows());

@@ -51,9 +51,9 @@ at::Tensor bias_for_kernel(const at::Tensor& bias, std::int64_t keys) {
   return with_dense_rows(wide);
 }
 
-// `bias` comes from bias_for_kernel and must outlive the problem.
+// Both biases come from bias_for_kernel and must outlive the problem.
 AttentionProblem make_problem(const at::Tensor& q, const at::Tensor& k, const at::Tensor& bias,
-                              const AttentionOptions& options) {
+                              const at::Tensor& key_bias, const AttentionOptions& options) {
   AttentionProblem problem;
   problem.batch = q.size(0);
   problem.heads = q.size(1);
@@ -63,9 +63,11 @@ AttentionProblem make_problem(const at::Tensor& q, const at::Tensor& k, const at
   problem.scale = static_cast<float>(options.scale);
   problem.is_causal = options.is_causal;
   problem.dropout = make_dropout_rule(options.dropout, options.dropout_key);
-  if (bias.defined()) {
-    problem.bias = rows_of<const float>(bias.expand({problem.batch, problem.heads, problem.queries, problem.keys}));
-  }
+  const auto spread = [&](const at::Tensor& tensor) {
+    return tensor.defined() ? tensor.expand({problem.batch, problem.heads, problem.queries, problem.keys}) : tensor;
+  };
+  problem.bias = rows_of<const float>(spread(bias));
+  problem.key_bias = rows_of<const float>(spread(key_bias));
   return problem;
 }
 
@@ -73,7 +75,8 @@ AttentionResult forward_by_kernel(const at::Tensor& q, const at::Tensor& k, cons
                                   const AttentionOptions& options) {
   const at::Tensor dense_q = with_dense_rows(q), dense_k = with_dense_rows(k), dense_v = with_dense_rows(v);
   const at::Tensor dense_bias = bias_for_kernel(bias, k.size(2));
-  const AttentionProblem problem = make_problem(q, k, dense_bias, options);
+  const at::Tensor dense_key_bias = bias_for_kernel(options.key_bias, k.size(2));
+  const AttentionProblem problem = make_problem(q, k, dense_bias, dense_key_bias, options);
   AttentionResult result{head_rows_like(q),
                          at::empty({q.size(0), q.size(1), q.size(2)}, q.options().dtype(at::kFloat))};
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, q.scalar_type(), "attention", [&] {
@@ -95,7 +98,8 @@ AttentionGradients backward_by_kernel(const at::Tensor& q, const at::Tensor& k, 
                                       const at::Tensor& log_sum_exp, const at::Tensor& grad_out, const Wanted& wanted) {
   const at::Tensor dense_q = with_dense_rows(q), dense_k = with_dense_rows(k), dense_v = with_dense_rows(v);
   const at::Tensor dense_grad = with_dense_rows(grad_out), dense_bias = bias_for_kernel(bias, k.size(2));
-  const AttentionProblem problem = make_problem(q, k, dense_bias, options);
+  const at::Tensor dense_key_bias = bias_for_kernel(options.key_bias, k.size(2));
+  const AttentionProblem problem = make_problem(q, k, dense_bias, dense_key_bias, options);
   AttentionGradients gradients{wanted.q ? head_rows_like(q) : at::Tensor(),
                                wanted.k ? head_rows_like(k) : at::Tensor(),
                                wanted.v ? head_rows_like(v) : at::Tensor(),
@@ -123,13 +127,14 @@ AttentionGradients backward_by_kernel(const at::Tensor& q, const at::Tensor& k, 
 class RecomputedAttention : public torch::autograd::Function<RecomputedAttention> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                            const std::optional<at::Tensor>& optional_bias, double scale, bool is_causal,
-                            double probability, std::int64_t key) {
+                            const std::optional<at::Tensor>& optional_bias, const std::optional<at::Tensor>& key_bias,
+                            double scale, bool is_causal, double probability, std::int64_t key) {
     const at::Tensor bias = optional_bias.value_or(at::Tensor());
-    const AttentionOptions options{scale, is_causal, probability, static_cast<std::uint64_t>(key)};
+    const AttentionOptions options{scale, is_causal, probability, static_cast<std::uint64_t>(key),
+                                   key_bias.value_or(at::Tensor())};
     const AttentionResult result =
         has_kernel(q) ? forward_by_kernel(q, k, v, bias, options) : attention_forward_in_pieces(q, k, v, bias, options);
-    ctx->save_for_backward({q, k, v, bias, result.log_sum_exp});
+    ctx->save_for_backward({q, k, v, bias, result.log_sum_exp, options.key_bias});
     ctx->saved_data["scale"] = scale;
     ctx->saved_data["is_causal"] = is_causal;
     ctx->saved_data["probability"] = probability;
@@ -144,13 +149,13 @@ class RecomputedAttention : public torch::autograd::Function<RecomputedAttention
     const at::Tensor &q = saved[0], &k = saved[1], &v = saved[2], &bias = saved[3], &log_sum_exp = saved[4];
     const AttentionOptions options{ctx->saved_data["scale"].toDouble(), ctx->saved_data["is_causal"].toBool(),
                                    ctx->saved_data["probability"].toDouble(),
-                                   static_cast<std::uint64_t>(ctx->saved_data["key"].toInt())};
+                                   static_cast<std::uint64_t>(ctx->saved_data["key"].toInt()), saved[5]};
     const Wanted wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
                         bias.defined() && ctx->needs_input_grad(3)};
     const AttentionGradients gradients =
         has_kernel(q) ? backward_by_kernel(q, k, v, bias, options, log_sum_exp, grads[0], wanted)
                       : attention_backward_in_pieces(q, k, v, bias, options, log_sum_exp, grads[0], wanted.bias);
-    return {gradients.q, gradients.k, gradients.v, gradients.bias, {}, {}, {}, {}};
+    return {gradients.q, gradients.k, gradients.v, gradients.bias, {}, {}, {}, {}, {}};
   }
 };
 
@@ -192,12 +197,19 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   while (bias4.defined() && bias4.dim() < 4) {
     bias4 = bias4.unsqueeze(0);
   }
+  if (!has_kernel(q) && options.key_bias.defined()) {
+    AttentionOptions without = options;
+    without.key_bias = at::Tensor();
+    return attention(q, k, v, bias4.defined() ? bias4 + options.key_bias : options.key_bias, without);
+  }
   if (!has_kernel(q) && options.dropout == 0 && !(bias4.defined() && bias4.requires_grad())) {
     return library_attention(q, k, v, bias4, options);
   }
-  return RecomputedAttention::apply(q, k, v, bias4.defined() ? std::optional<at::Tensor>(bias4) : std::nullopt,
-                                    options.scale, options.is_causal, options.dropout,
-                                    static_cast<std::int64_t>(options.dropout_key));
+  const auto if_given = [](const at::Tensor& tensor) {
+    return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
+  };
+  return RecomputedAttention::apply(q, k, v, if_given(bias4), if_given(options.key_bias), options.scale,
+                                    options.is_causal, options.dropout, static_cast<std::int64_t>(options.dropout_key));
 }
 
 at::Tensor attention_reference(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& bias,
@@ -205,6 +217,9 @@ at::Tensor attention_reference(const at::Tensor& q, const at::Tensor& k, const a
   at::Tensor scores = at::matmul(q, k.transpose(-2, -1)) * options.scale;  // [B, H, L, S]
   if (bias.defined()) {
     scores = scores + bias;
+  }
+  if (options.key_bias.defined()) {
+    scores = scores + options.key_bias;
   }
   if (options.is_causal) {
     scores = scores.masked_fill(causal_mask(q.size(2), k.size(2), q.device()), -kInfinity);

@@ -125,6 +125,9 @@ class Tiling {
       mask.bias = row_of(problem_.bias, b, h, first_row);
       mask.bias_row_stride = problem_.bias.row_stride;
     }
+    if (problem_.key_bias.data != nullptr) {
+      mask.key_bias = row_of(problem_.key_bias, b, h, first_row);
+    }
     mask.num_keys = problem_.keys;
     mask.num_visible = first_row + 1;
     mask.is_causal = problem_.is_causal;

@@ -24,8 +24,9 @@ struct AttentionProblem {
   std::int64_t batch = 0, heads = 0, queries = 0, keys = 0, width = 0;
   float scale = 1;
   bool is_causal = false;
-  DropoutRule dropout;         ///< threshold 0: none
-  HeadRows<const float> bias;  ///< [B, H, L, S]; strides 0 where it is broadcast
+  DropoutRule dropout;             ///< threshold 0: none
+  HeadRows<const float> bias;      ///< [B, H, L, S]; strides 0 where it is broadcast
+  HeadRows<const float> key_bias;  ///< the same, added to it; constant over heads and queries
 };
 
 /// Where the gradient of the bias is summed up: contiguous [batches, H, rows, S], where batches is 1 or B, and rows is

@@ -151,12 +151,20 @@ ESPALIER_INLINE void fill_bias_row(const TileMask& mask, std::int64_t i, std::in
     return;
   }
   const std::int64_t visible = mask.is_causal ? std::min(mask.num_visible + i, mask.num_keys) : mask.num_keys;
-  if (mask.bias != nullptr) {
-    const float* bias = mask.bias + i * mask.bias_row_stride;
+  // a finite bias stays finite, however low: only -infinity hides a key
+  const auto in_base_2 = [](float bias) {
+    const float converted = bias * kLog2E;
+    return converted < std::numeric_limits<float>::lowest() ? bias : converted;
+  };
+  const float* bias = mask.bias == nullptr ? nullptr : mask.bias + i * mask.bias_row_stride;
+  if (bias != nullptr && mask.key_bias != nullptr) {
     for (std::int64_t j = 0; j < visible; ++j) {
-      // a finite bias stays finite, however low: only -infinity hides a key
-      const float in_base_2 = bias[j] * kLog2E;
-      mask.bias_row[j] = in_base_2 < std::numeric_limits<float>::lowest() ? bias[j] : in_base_2;
+      mask.bias_row[j] = in_base_2(bias[j] + mask.key_bias[j]);
+    }
+  } else if (bias != nullptr || mask.key_bias != nullptr) {
+    const float* only = bias != nullptr ? bias : mask.key_bias;
+    for (std::int64_t j = 0; j < visible; ++j) {
+      mask.bias_row[j] = in_base_2(only[j]);
     }
   } else {
     std::fill_n(mask.bias_row, visible, 0.0F);

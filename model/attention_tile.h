@@ -35,6 +35,7 @@ void multiply_tile(std::int64_t rows, std::int64_t columns, std::int64_t depth, 
 struct TileMask {
   const float* bias;             ///< of the tile's first row, or null; in base e
   std::int64_t bias_row_stride;  ///< 0: one row for all
+  const float* key_bias;         ///< one row for the whole tile, or null; in base e
   std::int64_t num_keys;         ///< columns from here on are padding
   std::int64_t num_visible;      ///< keys that the first row may see; one more for each further row if is_causal
   bool is_causal;

@@ -8,8 +8,7 @@
 
 #include "common/error.h"
 #include "model/config_file.h"
-#include "model/families/bert.h"
-#include "model/families/roberta.h"
+#include "model/families/families.h"
 
 namespace espalier::model {
 
@@ -19,9 +18,9 @@ using PlanFamily = Backbone (*)(const ConfigFile& config, const HeadRequest& hea
 
 /// Every family, by the `model_type` of its config.json.
 constexpr std::pair<const char*, PlanFamily> kFamilies[] = {
-    {"bert", plan_bert},
-    {"roberta", plan_roberta},
-    {"xlm-roberta", plan_roberta},
+    {"bert", plan_bert},     {"roberta", plan_roberta}, {"xlm-roberta", plan_roberta}, {"t5", plan_t5},
+    {"bart", plan_bart},     {"opt", plan_opt},         {"gpt2", plan_gpt2},           {"llama", plan_llama},
+    {"mistral", plan_llama}, {"vit", plan_vit},
 };
 
 }  // namespace

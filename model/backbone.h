@@ -11,66 +11,92 @@
 #include <vector>
 
 #include "model/block.h"
-#include "model/weights.h"
+#include "model/family.h"
 
 namespace espalier::model {
 
-enum class LayerKind { kEmbedding, kBlock, kHead };
+enum class LayerKind { kEmbedding, kPatchEmbedding, kBlock, kFinal, kHead };
+
+/// A model is one stack of blocks, or an encoder whose output a decoder reads as memory; then the chain runs through
+/// the encoder first.
+enum class Stack { kOnly, kEncoder, kDecoder };
+
+enum class Positions {
+  kNone,           ///< relative or rotary positions, inside the blocks
+  kInOrder,        ///< 0..T-1
+  kFollowPadding,  ///< pad_token_id + running count of tokens that are not padding, padding at pad_token_id (RoBERTa)
+  kFollowMask,     ///< running count of attended tokens - 1, padding at -1 (OPT)
+};
 
 /// Token, position and type embeddings, then norm and dropout.
 struct EmbeddingSpec {
   std::int64_t vocab_size = 0, width = 0;
-  std::int64_t num_positions = 0;
+  std::int64_t token_width = 0;  ///< of the token table, projected to `width` without bias; 0: the same
+  double token_scale = 1;        ///< multiplies the token embeddings
+  Positions positions = Positions::kInOrder;
+  std::int64_t position_offset = 0;  ///< rows of the position table before position 0
+  std::int64_t num_positions = 0;    ///< rows of the position table
   std::int64_t num_token_types = 0;  ///< 0: none
-  std::int64_t pad_token_id = 0;     ///< its row gets no gradient
-  /// BERT: positions 0..T-1. RoBERTa: pad_token_id + running count of non-padding tokens, padding at pad_token_id.
-  bool positions_follow_padding = false;
+  std::int64_t pad_token_id = 0;     ///< its row gets no gradient; -1: none
   bool has_norm = true;
   double norm_epsilon = 1e-12;
   double dropout = 0;
 };
 
-enum class Pooling { kFirstToken, kMean };
+/// Image [B, C, Y, X] -> class token and one token for each patch (Dosovitskiy et al., ViT, ICLR 2021, section 3.1).
+struct PatchEmbeddingSpec {
+  std::int64_t height = 224, image_width = 224, num_channels = 3, patch_size = 16;
+  std::int64_t width = 0;
+  double dropout = 0;
+  [[nodiscard]] std::int64_t num_patches() const { return (height / patch_size) * (image_width / patch_size); }
+};
 
-/// Pooled classification or regression head: pool, [dropout], [dense, tanh], dropout, classifier.
+/// What ends a stack: norm, dropout, projection, each if there.
+struct FinalSpec {
+  bool has_norm = true;
+  NormKind norm_kind = NormKind::kLayerNorm;
+  double norm_epsilon = 1e-5;
+  std::int64_t width = 0;
+  double dropout = 0;
+  std::int64_t projected_width = 0;  ///< 0: no projection
+};
+
+/// Which token's state a pooled head reads.
+enum class Pooling {
+  kFirstToken,
+  kMean,           ///< of the attended tokens
+  kLastToken,      ///< the last one that is not padding
+  kEndOfSequence,  ///< the last end-of-sequence token of input_ids
+};
+
+/// Pooled head (classification, regression): pool, [dropout], [dense, tanh], dropout, classifier. Language model head:
+/// a linear map of every token to the vocabulary, frozen like the backbone.
 struct HeadSpec {
+  bool is_language_model = false;
   Pooling pooling = Pooling::kFirstToken;
   std::int64_t width = 0;
-  std::int64_t num_labels = 2;
+  std::int64_t num_labels = 2;  ///< of a language model: its vocabulary
   bool has_dense = true;
-  bool drops_pooled = false;  ///< RoBERTa drops before the dense layer too
+  bool has_bias = true;       ///< of the classifier, or of the language model head
+  bool drops_pooled = false;  ///< drops before the dense layer too
   double dropout = 0;
   double initializer_range = 0.02;
+  double input_scale = 1;                             ///< multiplies what the language model head reads
+  bool stores_bias_row = false;                       ///< its bias is stored as [1, V] (BART)
+  std::int64_t pad_token_id = -1, eos_token_id = -1;  ///< what the poolings by token look for
 };
 
 struct LayerPlan {
   LayerKind kind = LayerKind::kBlock;
+  Stack stack = Stack::kOnly;
   std::string name;         ///< canonical: "embedding", "encoder.0", "head"; never depends on the layout
   std::uint64_t index = 0;  ///< place in the whole chain
-  std::optional<BlockSpec> block;
-  std::optional<EmbeddingSpec> embedding;
-  std::optional<HeadSpec> head;
-};
-
-/// Where a role's tensor is stored.
-struct StoredWeight {
-  std::vector<std::string>
-      names;                   ///< alternatives, the first present one counts ("bert.embeddings..." or "embeddings...")
-  bool is_transposed = false;  ///< stored [in, out] (GPT-2)
-  std::int64_t slice_begin = 0, slice_end = 0;  ///< rows of the (transposed) tensor; 0, 0: all
-  bool is_optional = false;                     ///< absent: the slot is initialised (heads)
-};
-
-class Backbone;
-
-/// A model family: config.json -> plan, role -> stored tensor.
-class Family {
- public:
-  virtual ~Family() = default;
-  [[nodiscard]] virtual std::string model_type() const = 0;
-  [[nodiscard]] virtual StoredWeight stored_weight(const LayerPlan& layer, const std::string& role) const = 0;
-  /// Stored tensors that are legal and unused here (position id buffers, the pre-training head).
-  [[nodiscard]] virtual bool is_known_extra(const std::string& stored_name) const = 0;
+  std::int64_t number = 0;  ///< of a block: place in its stack
+  std::optional<BlockSpec> block = {};
+  std::optional<EmbeddingSpec> embedding = {};
+  std::optional<PatchEmbeddingSpec> patch_embedding = {};
+  std::optional<FinalSpec> final = {};
+  std::optional<HeadSpec> head = {};
 };
 
 /// What the user asks of the head; the rest comes from the folder.
@@ -78,6 +104,8 @@ struct HeadRequest {
   std::int64_t num_labels = 0;  ///< 0: as the folder says
   /// auto: the family's own. mean: mean of the attended tokens, no dense layer, no dropout (a linear probe).
   std::string pooling = "auto";
+  /// auto: as the folder's architecture says. pooled: classification or regression. language_model: next tokens.
+  std::string kind = "auto";
 };
 
 /// The plan of a whole model. Pure data besides the family; cheap to copy.
@@ -86,11 +114,16 @@ struct Backbone {
   std::filesystem::path folder;
   std::vector<LayerPlan> chain;
   std::int64_t width = 0;
-  std::int64_t max_positions = 0;
-  std::int64_t vocab_size = 0;
+  std::int64_t max_positions = 0;  ///< longest row; 0: any
+  std::int64_t vocab_size = 0;     ///< 0: the model reads no ids
   double initializer_range = 0.02;
+  std::int64_t pad_token_id = 0;
+  std::int64_t decoder_start_token_id = -1;  ///< of an encoder-decoder
   [[nodiscard]] int num_layers() const { return static_cast<int>(chain.size()); }
   [[nodiscard]] int num_blocks() const;
+  [[nodiscard]] bool is_encoder_decoder() const { return chain.front().stack == Stack::kEncoder; }
+  [[nodiscard]] const LayerPlan& layer(int index) const { return chain[static_cast<std::size_t>(index)]; }
+  [[nodiscard]] const HeadSpec& head() const { return *chain.back().head; }
 };
 
 /// Reads config.json. Throws: ConfigError naming file and key: unknown model_type, missing or contradictory or

@@ -24,6 +24,35 @@ at::Tensor split_heads(const at::Tensor& x, std::int64_t num_stored, std::int64_
   return heads.unsqueeze(2).expand({-1, -1, repeats, -1, -1}).flatten(1, 2);
 }
 
+/// x [B, H, T, W] turned by the angles whose cosine and sine are given.
+at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
+  const auto halves = x.chunk(2, -1);
+  return x * cos + at::cat({-halves[1], halves[0]}, -1) * sin;
+}
+
+/// [T, T] of bucket numbers: exact for near keys, logarithmic up to max_distance.
+at::Tensor relative_buckets(const RelativeBiasSpec& spec, std::int64_t num_tokens, at::Device device) {
+  const auto positions = at::arange(num_tokens, at::TensorOptions().dtype(at::kLong).device(device));
+  auto distance = positions.unsqueeze(0) - positions.unsqueeze(1);  // key - query
+  auto num_buckets = spec.num_buckets;
+  auto bucket = at::zeros_like(distance);
+  if (spec.is_bidirectional) {
+    num_buckets /= 2;
+    bucket = distance.gt(0).to(at::kLong) * num_buckets;
+    distance = distance.abs();
+  } else {
+    distance = (-distance).clamp_min(0);
+  }
+  const auto num_exact = num_buckets / 2;
+  const auto scale = static_cast<double>(num_buckets - num_exact) /
+                     std::log(static_cast<double>(spec.max_distance) / static_cast<double>(num_exact));
+  const auto far = (at::log(distance.clamp_min(1).to(at::kFloat) / static_cast<double>(num_exact)) * scale)
+                       .to(at::kLong)
+                       .add(num_exact)
+                       .clamp_max(num_buckets - 1);
+  return bucket + at::where(distance.lt(num_exact), distance, far);
+}
+
 }  // namespace
 
 Activation activation_from(const std::string& hugging_face_name) {
@@ -57,15 +86,15 @@ at::Tensor activate(const at::Tensor& x, Activation activation) {
   throw InternalError("activate: unknown activation");
 }
 
-TransformerBlock::TransformerBlock(BlockSpec spec, LayerPlace place) : spec_(spec), place_(place) {
+TransformerBlock::TransformerBlock(BlockSpec spec, LayerPlace place) : spec_(std::move(spec)), place_(place) {
   const auto make_norm = [this] { return Norm{spec_.norm_kind, spec_.norm_epsilon, spec_.width, {}, {}}; };
   const auto make_attention = [&] {
     const auto inner = spec_.num_heads * spec_.head_width;
     const auto shared_inner = spec_.num_key_value_heads * spec_.head_width;
     const bool has_bias = spec_.has_attention_bias;
     return AttentionWeights{Linear(spec_.width, inner, has_bias), Linear(spec_.width, shared_inner, has_bias),
-                            Linear(spec_.width, shared_inner, has_bias), Linear(inner, spec_.width, has_bias),
-                            make_norm()};
+                            Linear(spec_.width, shared_inner, has_bias),
+                            Linear(inner, spec_.width, spec_.has_output_bias), make_norm()};
   };
   attention_ = make_attention();
   if (spec_.has_cross_attention) cross_attention_ = std::make_unique<AttentionWeights>(make_attention());
@@ -83,14 +112,15 @@ at::Tensor TransformerBlock::forward(const at::Tensor& x, const BlockInputs& inp
 at::Tensor TransformerBlock::attention_part(const at::Tensor& x, const BlockInputs& inputs,
                                             const ForwardContext& context) const {
   const auto self_branch = [&](const at::Tensor& normed) {
-    return attend(attention_, normed, normed, inputs.attention_bias, spec_.is_causal, DropoutSite::kAttentionWeights,
-                  context);
+    const ScoreBias bias{spec_.has_position_bias ? inputs.position_bias : at::Tensor(), inputs.attention_bias,
+                         spec_.is_causal};
+    return attend(attention_, normed, normed, bias, &inputs, DropoutSite::kAttentionWeights, context);
   };
   auto y = add_branch(x, attention_.norm, self_branch, find_insert(InsertPlace::kAfterAttention),
                       DropoutSite::kAttentionOutput, context);
   if (!cross_attention_) return y;
   const auto cross_branch = [&](const at::Tensor& normed) {
-    return attend(*cross_attention_, normed, inputs.memory, inputs.memory_bias, /*is_causal=*/false,
+    return attend(*cross_attention_, normed, inputs.memory, {{}, inputs.memory_bias}, /*rotary=*/nullptr,
                   DropoutSite::kCrossAttentionWeights, context);
   };
   return add_branch(y, cross_attention_->norm, cross_branch, nullptr, DropoutSite::kCrossAttentionOutput, context);
@@ -128,20 +158,30 @@ at::Tensor TransformerBlock::add_branch(const at::Tensor& x, const Norm& norm,
 }
 
 at::Tensor TransformerBlock::attend(const AttentionWeights& weights, const at::Tensor& x, const at::Tensor& memory,
-                                    const at::Tensor& bias, bool is_causal, DropoutSite site,
+                                    const ScoreBias& bias, const BlockInputs* rotary, DropoutSite site,
                                     const ForwardContext& context) const {
   const auto shared = spec_.num_key_value_heads;
-  const auto q = split_heads(weights.query.forward(x, context), spec_.num_heads, spec_.num_heads);  // [B, H, T, W]
-  const auto k = split_heads(weights.key.forward(memory, context), shared, spec_.num_heads);        // [B, H, S, W]
-  const auto v = split_heads(weights.value.forward(memory, context), shared, spec_.num_heads);      // [B, H, S, W]
+  auto q = split_heads(weights.query.forward(x, context), spec_.num_heads, spec_.num_heads);    // [B, H, T, W]
+  auto k = split_heads(weights.key.forward(memory, context), shared, spec_.num_heads);          // [B, H, S, W]
+  const auto v = split_heads(weights.value.forward(memory, context), shared, spec_.num_heads);  // [B, H, S, W]
+  if (rotary && rotary->rotary_cos.defined()) {
+    q = rotate(q, rotary->rotary_cos, rotary->rotary_sin);
+    k = rotate(k, rotary->rotary_cos, rotary->rotary_sin);
+  }
   AttentionOptions options;
   options.scale =
       spec_.attention_scale != 0 ? spec_.attention_scale : 1.0 / std::sqrt(static_cast<double>(spec_.head_width));
-  options.is_causal = is_causal;
+  options.is_causal = bias.is_causal;
+  options.key_bias = bias.keys;
   options.dropout = context.is_training ? spec_.attention_dropout : 0;
   options.dropout_key = dropout_key(context, place_, site);
-  const auto mixed = attention(q, k, v, bias, options).transpose(1, 2).flatten(2);  // [B, T, H*W]
+  const auto mixed = attention(q, k, v, bias.position, options).transpose(1, 2).flatten(2);  // [B, T, H*W]
   return weights.output.forward(mixed, context);
+}
+
+at::Tensor TransformerBlock::relative_position_bias(std::int64_t num_tokens) const {
+  const auto buckets = relative_buckets(spec_.relative_bias.value(), num_tokens, relative_bias_.device());
+  return at::embedding(relative_bias_.to(at::kFloat), buckets).permute({2, 0, 1}).unsqueeze(0).contiguous();
 }
 
 const Insert* TransformerBlock::find_insert(InsertPlace place) const {
@@ -154,6 +194,9 @@ void TransformerBlock::visit_weights(const WeightVisitor& visit) {
   model::visit_weights("attention.norm", attention_.norm, visit);
   if (cross_attention_) model::visit_weights("cross_attention.norm", cross_attention_->norm, visit);
   model::visit_weights("feed_forward.norm", feed_forward_norm_, visit);
+  if (spec_.relative_bias) {
+    visit("attention.relative_bias.weight", relative_bias_, {spec_.relative_bias->num_buckets, spec_.num_heads});
+  }
 }
 
 void TransformerBlock::visit_linears(const std::function<void(const std::string& role, Linear& linear)>& visit) {

@@ -9,7 +9,9 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "model/context.h"
 #include "model/linear.h"
@@ -28,6 +30,19 @@ enum class Activation {
 Activation activation_from(const std::string& hugging_face_name);
 at::Tensor activate(const at::Tensor& x, Activation activation);
 
+/// Rotary positions (Su et al., RoFormer, 2021): the first half of a head's width turns with the second.
+struct RotarySpec {
+  std::vector<double> frequencies;  ///< radians per position, one for each pair; 2 * size() = head width
+  double scale = 1;                 ///< of the turned queries and keys ("attention factor")
+};
+
+/// Position bias by the distance of key and query, in buckets (Raffel et al., T5, JMLR 2020, section 2.1).
+struct RelativeBiasSpec {
+  std::int64_t num_buckets = 32;
+  std::int64_t max_distance = 128;
+  bool is_bidirectional = true;
+};
+
 /// D width, H heads, G key/value heads, W head width, F feed-forward width. A family that needs something new adds a
 /// named field.
 struct BlockSpec {
@@ -41,11 +56,15 @@ struct BlockSpec {
   double norm_epsilon = 1e-12;
   Activation activation = Activation::kGelu;
   bool is_gated = false;           ///< feed-forward: act(gate(x)) * up(x)
-  bool has_attention_bias = true;  ///< biases of q, k, v, o
+  bool has_attention_bias = true;  ///< of query, key and value
+  bool has_output_bias = true;     ///< of the attention's output
   bool has_feed_forward_bias = true;
   double attention_scale = 0;  ///< 0: 1 / sqrt(head_width)
   bool is_causal = false;
   bool has_cross_attention = false;
+  std::optional<RotarySpec> rotary;
+  bool has_position_bias = false;                 ///< adds BlockInputs::position_bias to the scores
+  std::optional<RelativeBiasSpec> relative_bias;  ///< this block owns the table that its stack shares
   double hidden_dropout = 0;
   double attention_dropout = 0;
   double activation_dropout = 0;  ///< inside the feed-forward
@@ -53,9 +72,12 @@ struct BlockSpec {
 
 /// What a block reads besides its hidden state.
 struct BlockInputs {
-  at::Tensor attention_bias;  ///< additive, broadcastable to [B, H, T, T]; undefined: attend everywhere
-  at::Tensor memory;          ///< [B, S, D] for cross-attention
-  at::Tensor memory_bias;     ///< additive, broadcastable to [B, H, T, S]
+  at::Tensor attention_bias = {};  ///< additive, [B, 1, 1, T]; undefined: attend everywhere
+  at::Tensor position_bias = {};   ///< additive, [1, H, T, T]
+  at::Tensor memory = {};          ///< [B, S, D] for cross-attention
+  at::Tensor memory_bias = {};     ///< additive, [B, 1, 1, S]
+  at::Tensor rotary_cos = {};      ///< [1 or B, 1, T, W], with rotary_sin; undefined: positions are not rotary
+  at::Tensor rotary_sin = {};
 };
 
 /// Tensor -> Tensor at a named place of a block.
@@ -81,8 +103,11 @@ class TransformerBlock {
   /// The feed-forward branch with its residual and norm.
   [[nodiscard]] at::Tensor feed_forward_part(const at::Tensor& x, const ForwardContext& context) const;
 
+  /// [1, H, T, T] in fp32 from the block's own table. Requires: spec().relative_bias.
+  [[nodiscard]] at::Tensor relative_position_bias(std::int64_t num_tokens) const;
+
   /// Roles: attention.{query,key,value,output}, attention.norm, cross_attention.*, feed_forward.{up,gate,down,norm},
-  /// each with .weight and .bias.
+  /// each with .weight and .bias; attention.relative_bias.weight [buckets, H].
   void visit_weights(const WeightVisitor& visit);
   /// Every linear by role without ".weight".
   void visit_linears(const std::function<void(const std::string& role, Linear& linear)>& visit);
@@ -97,8 +122,13 @@ class TransformerBlock {
     Linear query, key, value, output;
     Norm norm;
   };
+  /// What lies over the scores of one attention.
+  struct ScoreBias {
+    at::Tensor position, keys;  ///< [1, H, T, S], [B, 1, 1, S]
+    bool is_causal = false;
+  };
   [[nodiscard]] at::Tensor attend(const AttentionWeights& weights, const at::Tensor& x, const at::Tensor& memory,
-                                  const at::Tensor& bias, bool is_causal, DropoutSite site,
+                                  const ScoreBias& bias, const BlockInputs* rotary, DropoutSite site,
                                   const ForwardContext& context) const;
   /// x + dropout(branch(x)) with the norm at its place, an insert after the branch, and what runs beside the branch.
   [[nodiscard]] at::Tensor add_branch(const at::Tensor& x, const Norm& norm,
@@ -113,6 +143,7 @@ class TransformerBlock {
   std::unique_ptr<AttentionWeights> cross_attention_;
   Linear up_, gate_, down_;
   Norm feed_forward_norm_;
+  at::Tensor relative_bias_;  // [buckets, H]
   std::map<InsertPlace, std::shared_ptr<const Insert>> inserts_;
 };
 

@@ -8,6 +8,24 @@
 
 namespace espalier::model {
 
+/// What the block of `plan` reads of carry and micro-batch.
+inline BlockInputs block_inputs(const LayerPlan& plan, const Carry& carry, const StageInputs& inputs) {
+  BlockInputs block;
+  if (plan.stack == Stack::kDecoder) {
+    block.attention_bias = inputs.decoder_attention_bias;
+    block.memory = carry.at("memory");
+    block.memory_bias = inputs.attention_bias;
+  } else {
+    block.attention_bias = inputs.attention_bias;
+  }
+  if (plan.block->has_position_bias) block.position_bias = carry.at("position_bias");
+  if (plan.block->rotary) {
+    block.rotary_cos = inputs.rotary_cos;
+    block.rotary_sin = inputs.rotary_sin;
+  }
+  return block;
+}
+
 class BlockLayer : public Layer {
  public:
   explicit BlockLayer(LayerPlan plan)
@@ -15,8 +33,8 @@ class BlockLayer : public Layer {
 
   void forward(Carry& carry, const StageInputs& inputs, const ForwardContext& context) const override {
     auto& hidden = carry.at("hidden");
-    hidden =
-        block_.forward(hidden, {.attention_bias = inputs.attention_bias, .memory = {}, .memory_bias = {}}, context);
+    if (block_.spec().relative_bias) carry["position_bias"] = block_.relative_position_bias(hidden.size(1));
+    hidden = block_.forward(hidden, block_inputs(plan(), carry, inputs), context);
   }
   void visit_weights(const WeightVisitor& visit) override { block_.visit_weights(visit); }
   void visit_linears(const std::function<void(const std::string& role, Linear& linear)>& visit) override {

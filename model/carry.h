@@ -21,8 +21,9 @@ using NamedTensors = std::map<std::string, at::Tensor>;
 
 /// The sizes that decide every carry's shape.
 struct BatchShape {
-  std::int64_t rows = 0;    ///< B
-  std::int64_t tokens = 0;  ///< T
+  std::int64_t rows = 0;           ///< B
+  std::int64_t tokens = 0;         ///< T; of an image, its patches and the class token
+  std::int64_t target_tokens = 0;  ///< U, of the decoder of an encoder-decoder
 };
 
 /// One tensor that crosses a boundary.

@@ -3,6 +3,8 @@
 
 #include <spdlog/fmt/fmt.h>
 
+#include <algorithm>
+
 #include <utility>
 
 #include "common/durable_file.h"
@@ -48,6 +50,11 @@ double ConfigFile::number_or(const std::string& key, double fallback) const {
   return values_[key].get<double>();
 }
 
+double ConfigFile::positive(const std::string& key) const {
+  if (!has(key)) refuse(key, "a number above 0");
+  return positive_or(key, 1);
+}
+
 double ConfigFile::positive_or(const std::string& key, double fallback) const {
   const double value = number_or(key, fallback);
   if (!(value > 0)) refuse(key, "a number above 0");
@@ -72,6 +79,30 @@ bool ConfigFile::flag_or(const std::string& key, bool fallback) const {
   return values_[key].get<bool>();
 }
 
+std::vector<std::string> ConfigFile::texts(const std::string& key) const {
+  if (!has(key)) return {};
+  const auto& list = values_[key];
+  const bool is_valid =
+      list.is_array() && std::all_of(list.begin(), list.end(), [](const auto& e) { return e.is_string(); });
+  if (!is_valid) refuse(key, "a list of texts");
+  return list.get<std::vector<std::string>>();
+}
+
+std::vector<double> ConfigFile::numbers(const std::string& key) const {
+  if (!has(key)) return {};
+  const auto& list = values_[key];
+  const bool is_valid =
+      list.is_array() && std::all_of(list.begin(), list.end(), [](const auto& e) { return e.is_number(); });
+  if (!is_valid) refuse(key, "a list of numbers");
+  return list.get<std::vector<double>>();
+}
+
+ConfigFile ConfigFile::object(const std::string& key) const {
+  if (!has(key)) return {path_, parent_ + key + ".", nlohmann::json::object()};
+  if (!values_[key].is_object()) refuse(key, "an object");
+  return {path_, parent_ + key + ".", values_[key]};
+}
+
 std::int64_t ConfigFile::num_members(const std::string& key) const {
   if (!has(key)) return 0;
   if (!values_[key].is_object()) refuse(key, "an object");
@@ -84,7 +115,7 @@ void ConfigFile::refuse(const std::string& key, const std::string& expected) con
   const auto text = found == values_.end()
                         ? std::string("no such key")
                         : found->dump(-1, ' ', /*ensure_ascii=*/true, nlohmann::json::error_handler_t::replace);
-  throw ConfigError(fmt::format("{}: {}: expected {}; found {}", path_.string(), key, expected, text));
+  throw ConfigError(fmt::format("{}: {}{}: expected {}; found {}", path_.string(), parent_, key, expected, text));
 }
 
 }  // namespace espalier::model

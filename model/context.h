@@ -25,6 +25,7 @@ enum class DropoutSite : std::uint32_t {
   kFactor = 10,
   kSideInput = 11,
   kSideOutput = 12,
+  kFinal = 13,
 };
 
 /// Where dropout is drawn: a domain (backbone, side network, ...) and the canonical index of the layer in the whole

@@ -6,6 +6,7 @@
 
 #include <utility>
 
+#include "common/error.h"
 #include "model/dropout.h"
 
 namespace espalier::model {
@@ -13,31 +14,36 @@ namespace espalier::model {
 namespace {
 
 /// Row 0 for padding is `pad`; real tokens count on from there.
-at::Tensor positions_after_padding(const at::Tensor& input_ids, std::int64_t pad) {
-  const auto is_token = input_ids.ne(pad).to(at::kLong);
+at::Tensor positions_after_padding(const at::Tensor& ids, std::int64_t pad) {
+  const auto is_token = ids.ne(pad).to(at::kLong);
   return is_token.cumsum(1).mul_(is_token).add_(pad);  // [B, T]
+}
+
+/// Attended tokens count from 0, the others stand at -1.
+at::Tensor positions_of_attended(const at::Tensor& mask) {
+  const auto is_attended = mask.ne(0).to(at::kLong);
+  return is_attended.cumsum(1).mul_(is_attended).sub_(1);  // [B, T]
 }
 
 }  // namespace
 
 EmbeddingLayer::EmbeddingLayer(LayerPlan plan) : Layer(std::move(plan)), spec_(*this->plan().embedding) {
+  if (spec_.token_width > 0) projection_ = Linear(spec_.token_width, spec_.width, /*bias_wanted=*/false);
   norm_.epsilon = spec_.norm_epsilon;
   norm_.width = spec_.width;
 }
 
 void EmbeddingLayer::forward(Carry& carry, const StageInputs& inputs, const ForwardContext& context) const {
-  const auto& input_ids = inputs.tensors.at("input_ids");  // [B, T]
-  auto hidden = at::embedding(token_, input_ids, spec_.pad_token_id);
+  const bool is_decoder = plan().stack == Stack::kDecoder;
+  if (is_decoder) carry["memory"] = carry.at("hidden");
+  const auto& ids = inputs.tensors.at(is_decoder ? "decoder_input_ids" : "input_ids");  // [B, T]
+  auto hidden = embed_tokens(ids, context);
   // The sums run in the order of `transformers`, in place: `hidden` is this function's own.
   if (spec_.num_token_types > 0) {
     const auto types = inputs.tensors.find("token_type_ids");
     hidden.add_(types == inputs.tensors.end() ? token_type_.select(0, 0) : at::embedding(token_type_, types->second));
   }
-  if (spec_.positions_follow_padding) {
-    hidden.add_(at::embedding(position_, positions_after_padding(input_ids, spec_.pad_token_id), spec_.pad_token_id));
-  } else {
-    hidden.add_(position_.narrow(0, 0, input_ids.size(1)));
-  }
+  if (spec_.positions != Positions::kNone) hidden.add_(embed_positions(ids, inputs.tensors));
   if (spec_.has_norm) hidden = norm_.forward(hidden);
   if (context.is_training) {
     const LayerPlace place{RandomDomain::kBackbone, plan().index};
@@ -46,9 +52,37 @@ void EmbeddingLayer::forward(Carry& carry, const StageInputs& inputs, const Forw
   carry["hidden"] = hidden;
 }
 
+at::Tensor EmbeddingLayer::embed_tokens(const at::Tensor& ids, const ForwardContext& context) const {
+  auto tokens = at::embedding(token_, ids, spec_.pad_token_id);
+  if (spec_.token_scale != 1) tokens = tokens * spec_.token_scale;
+  return spec_.token_width > 0 ? projection_.forward(tokens, context) : tokens;
+}
+
+at::Tensor EmbeddingLayer::embed_positions(const at::Tensor& ids, const NamedTensors& tensors) const {
+  switch (spec_.positions) {
+    case Positions::kInOrder:
+      if (const auto given = tensors.find("position_ids"); given != tensors.end()) {
+        return at::embedding(position_, given->second + spec_.position_offset);
+      }
+      return position_.narrow(0, spec_.position_offset, ids.size(1));
+    case Positions::kFollowPadding:
+      return at::embedding(position_, positions_after_padding(ids, spec_.pad_token_id), spec_.pad_token_id);
+    case Positions::kFollowMask: {
+      const auto mask = tensors.find("attention_mask");
+      return mask == tensors.end()
+                 ? position_.narrow(0, spec_.position_offset, ids.size(1))
+                 : at::embedding(position_, positions_of_attended(mask->second).add_(spec_.position_offset));
+    }
+    case Positions::kNone:
+      break;
+  }
+  throw InternalError("embed_positions: a table without positions");
+}
+
 void EmbeddingLayer::visit_weights(const WeightVisitor& visit) {
-  visit("token.weight", token_, {spec_.vocab_size, spec_.width});
-  visit("position.weight", position_, {spec_.num_positions, spec_.width});
+  visit("token.weight", token_, {spec_.vocab_size, spec_.token_width > 0 ? spec_.token_width : spec_.width});
+  if (spec_.token_width > 0) model::visit_weights("projection", projection_, visit);
+  if (spec_.positions != Positions::kNone) visit("position.weight", position_, {spec_.num_positions, spec_.width});
   if (spec_.num_token_types > 0) visit("token_type.weight", token_type_, {spec_.num_token_types, spec_.width});
   if (spec_.has_norm) model::visit_weights("norm", norm_, visit);
 }

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// First link of the chain: token, type and position embeddings, norm, dropout. Sets "hidden" [B, T, D].
+// First link of a stack: token, type and position embeddings, norm, dropout. Sets "hidden" [B, T, D]. That of a decoder
+// reads decoder_input_ids, and what the encoder left in "hidden" becomes "memory".
 #pragma once
 
 #include "model/slice.h"
 
 namespace espalier::model {
 
-/// Roles: token.weight, position.weight, token_type.weight, norm.{weight,bias}.
+/// Roles: token.weight, projection.weight, position.weight, token_type.weight, norm.{weight,bias}.
 class EmbeddingLayer : public Layer {
  public:
   explicit EmbeddingLayer(LayerPlan plan);
@@ -15,8 +16,13 @@ class EmbeddingLayer : public Layer {
   void visit_linears(const std::function<void(const std::string& role, Linear& linear)>& visit) override;
 
  private:
+  [[nodiscard]] at::Tensor embed_tokens(const at::Tensor& ids, const ForwardContext& context) const;
+  /// [T, D] or [B, T, D]
+  [[nodiscard]] at::Tensor embed_positions(const at::Tensor& ids, const NamedTensors& tensors) const;
+
   EmbeddingSpec spec_;
-  at::Tensor token_;       // [V, D]
+  at::Tensor token_;  // [V, D], or the width of the tokens
+  Linear projection_;
   at::Tensor position_;    // [P, D]
   at::Tensor token_type_;  // [K, D]
   Norm norm_;

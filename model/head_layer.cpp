@@ -3,9 +3,11 @@
 #include "model/head_layer.h"
 
 #include <ATen/ATen.h>
+#include <spdlog/fmt/fmt.h>
 
 #include <utility>
 
+#include "common/error.h"
 #include "model/dropout.h"
 
 namespace espalier::model {
@@ -21,13 +23,50 @@ at::Tensor mean_over_tokens(const at::Tensor& hidden, const NamedTensors& tensor
   return sum / attended.sum(-1).clamp_min_(1);
 }
 
+/// Per row, the place of the last token for which `is_wanted` [B, T] holds; -1 where there is none.
+at::Tensor last_place(const at::Tensor& is_wanted) {
+  const auto places = at::arange(is_wanted.size(1), is_wanted.options().dtype(at::kLong));
+  return at::where(is_wanted, places, at::full_like(places, -1)).amax(1);  // [B]
+}
+
+/// hidden [B, T, D] -> [B, D], row b at place[b].
+at::Tensor select_places(const at::Tensor& hidden, const at::Tensor& place) {
+  const auto rows = at::arange(hidden.size(0), place.options());
+  return hidden.index({rows, place}).to(at::kFloat);
+}
+
+at::Tensor pool(const HeadSpec& spec, const at::Tensor& hidden, const NamedTensors& tensors) {
+  switch (spec.pooling) {
+    case Pooling::kFirstToken:
+      return hidden.select(1, 0).to(at::kFloat);
+    case Pooling::kMean:
+      return mean_over_tokens(hidden, tensors);
+    case Pooling::kLastToken: {
+      const auto mask = tensors.find("attention_mask");
+      const auto is_token = mask != tensors.end() ? mask->second.ne(0) : tensors.at("input_ids").ne(spec.pad_token_id);
+      return select_places(hidden, last_place(is_token).clamp_min(0));
+    }
+    case Pooling::kEndOfSequence: {
+      const auto place = last_place(tensors.at("input_ids").eq(spec.eos_token_id));
+      if (place.lt(0).any().item<bool>()) {
+        throw ConfigError(
+            fmt::format("input_ids: expected an end-of-sequence token ({}) in every row, since the head "
+                        "reads its state; found a row without one",
+                        spec.eos_token_id));
+      }
+      return select_places(hidden, place);
+    }
+  }
+  throw InternalError("pool: unknown kind of pooling");
+}
+
 }  // namespace
 
 HeadLayer::HeadLayer(LayerPlan plan)
     : Layer(std::move(plan)),
       spec_(*this->plan().head),
       dense_(spec_.width, spec_.width, /*bias_wanted=*/true),
-      classifier_(spec_.width, spec_.num_labels, /*bias_wanted=*/true) {}
+      classifier_(spec_.width, spec_.num_labels, spec_.has_bias) {}
 
 void HeadLayer::forward(Carry& carry, const StageInputs& inputs, const ForwardContext& context) const {
   const auto& hidden = carry.at("hidden");
@@ -35,8 +74,7 @@ void HeadLayer::forward(Carry& carry, const StageInputs& inputs, const ForwardCo
   const auto drop = [&](const at::Tensor& x, DropoutSite site) {
     return context.is_training ? dropout(x, spec_.dropout, dropout_key(context, place, site)) : x;
   };
-  auto pooled = spec_.pooling == Pooling::kMean ? mean_over_tokens(hidden, inputs.tensors)
-                                                : hidden.select(1, 0).to(at::kFloat);  // [B, D]
+  auto pooled = pool(spec_, hidden, inputs.tensors);  // [B, D]
   if (spec_.drops_pooled) pooled = drop(pooled, DropoutSite::kPooled);
   if (spec_.has_dense) pooled = at::tanh(dense_.forward(pooled, context));
   carry["logits"] = classifier_.forward(drop(pooled, DropoutSite::kClassifier), context);
@@ -49,6 +87,22 @@ void HeadLayer::visit_weights(const WeightVisitor& visit) {
 void HeadLayer::visit_linears(const std::function<void(const std::string& role, Linear& linear)>& visit) {
   if (spec_.has_dense) visit("dense", dense_);
   visit("classifier", classifier_);
+}
+
+void LanguageModelHeadLayer::forward(Carry& carry, const StageInputs& /*inputs*/,
+                                     const ForwardContext& /*context*/) const {
+  const auto& hidden = carry.at("hidden");  // [B, T, D]
+  const auto scaled = spec_.input_scale == 1 ? hidden : hidden * spec_.input_scale;
+  auto logits = at::linear(scaled, weight_.to(hidden.scalar_type()));
+  if (spec_.has_bias) logits = logits + bias_.to(hidden.scalar_type());
+  carry["logits"] = logits;
+}
+
+void LanguageModelHeadLayer::visit_weights(const WeightVisitor& visit) {
+  visit("output.weight", weight_, {spec_.num_labels, spec_.width});
+  if (!spec_.has_bias) return;
+  using Shape = std::vector<std::int64_t>;
+  visit("output.bias", bias_, spec_.stores_bias_row ? Shape{1, spec_.num_labels} : Shape{spec_.num_labels});
 }
 
 }  // namespace espalier::model

@@ -15,4 +15,31 @@ at::Tensor regression_loss(const at::Tensor& logits, const at::Tensor& labels, s
   return sum / static_cast<double>(num_global_rows);
 }
 
+at::Tensor multi_label_loss(const at::Tensor& logits, const at::Tensor& labels, std::int64_t num_global_labels) {
+  const auto sum = at::binary_cross_entropy_with_logits(logits.to(at::kFloat), labels.to(at::kFloat), /*weight=*/{},
+                                                        /*pos_weight=*/{}, at::Reduction::Sum);
+  return sum / static_cast<double>(num_global_labels);
+}
+
+namespace {
+
+at::Tensor targets_of(const at::Tensor& labels, bool is_shifted) {
+  return is_shifted ? labels.slice(/*dim=*/1, 1) : labels;
+}
+
+}  // namespace
+
+std::int64_t count_targets(const at::Tensor& labels, bool is_shifted) {
+  return targets_of(labels, is_shifted).ne(-100).sum().item<std::int64_t>();
+}
+
+at::Tensor token_loss(const at::Tensor& logits, const at::Tensor& labels, bool is_shifted,
+                      std::int64_t num_global_targets) {
+  const auto predicted = is_shifted ? logits.slice(/*dim=*/1, 0, -1) : logits;
+  const auto sum = at::cross_entropy_loss(predicted.flatten(0, 1).to(at::kFloat),
+                                          targets_of(labels, is_shifted).flatten(), /*weight=*/{}, at::Reduction::Sum,
+                                          /*ignore_index=*/-100);
+  return sum / static_cast<double>(num_global_targets);
+}
+
 }  // namespace espalier::model

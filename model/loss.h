@@ -14,4 +14,14 @@ at::Tensor classification_loss(const at::Tensor& logits, const at::Tensor& label
 /// logits [B, 1], labels [B] float -> scalar sum of squared errors / num_global_rows.
 at::Tensor regression_loss(const at::Tensor& logits, const at::Tensor& labels, std::int64_t num_global_rows);
 
+/// logits [B, L], labels [B, L] of 0 and 1 -> scalar sum of binary cross-entropies / num_global_labels.
+at::Tensor multi_label_loss(const at::Tensor& logits, const at::Tensor& labels, std::int64_t num_global_labels);
+
+/// Targets that token_loss() counts: labels that are not -100, without the first of each row where `is_shifted`.
+std::int64_t count_targets(const at::Tensor& labels, bool is_shifted);
+/// logits [B, T, V], labels [B, T] with -100 where nothing is to be predicted -> scalar sum of cross-entropy /
+/// num_global_targets. `is_shifted`: place t predicts label t + 1 (a causal model reads its own labels).
+at::Tensor token_loss(const at::Tensor& logits, const at::Tensor& labels, bool is_shifted,
+                      std::int64_t num_global_targets);
+
 }  // namespace espalier::model

@@ -7,7 +7,6 @@
 #include <spdlog/fmt/ranges.h>
 
 #include <algorithm>
-#include <limits>
 #include <set>
 
 #include "common/check.h"
@@ -15,63 +14,12 @@
 #include "common/error.h"
 #include "model/block_layer.h"
 #include "model/embedding_layer.h"
+#include "model/final_layer.h"
 #include "model/head_layer.h"
+#include "model/patch_embedding_layer.h"
 #include "model/weight_loader.h"
 
 namespace espalier::model {
-
-namespace {
-
-/// Ids outside [0, num_rows) would read past a table, on a GPU without a word.
-void check_ids(const NamedTensors& tensors, const std::string& name, std::int64_t num_rows, std::string_view key) {
-  const auto found = tensors.find(name);
-  if (found == tensors.end() || found->second.numel() == 0) return;
-  const auto lowest = found->second.min().item<std::int64_t>();
-  const auto highest = found->second.max().item<std::int64_t>();
-  if (lowest >= 0 && highest < num_rows) return;
-  throw ConfigError(
-      fmt::format("{}: expected ids from 0 to {} ({} of the model); found {}; was the data prepared for another model?",
-                  name, num_rows - 1, key, lowest < 0 ? lowest : highest));
-}
-
-void check_inputs(const Backbone& backbone, const NamedTensors& tensors) {
-  const auto ids = tensors.find("input_ids");
-  if (ids == tensors.end() || ids->second.dim() != 2) {
-    throw ConfigError("input_ids: expected an array [rows, tokens]; found none of that shape");
-  }
-  for (const auto* name : {"attention_mask", "token_type_ids"}) {
-    const auto found = tensors.find(name);
-    if (found != tensors.end() && found->second.sizes() != ids->second.sizes()) {
-      throw ConfigError(fmt::format("{}: expected the shape of input_ids, [{}]; found [{}]", name,
-                                    fmt::join(ids->second.sizes().vec(), ", "),
-                                    fmt::join(found->second.sizes().vec(), ", ")));
-    }
-  }
-  if (ids->second.size(1) > backbone.max_positions) {
-    throw ConfigError(
-        fmt::format("input_ids: expected at most {} tokens a row (positions of the model); found {}; shorten the rows",
-                    backbone.max_positions, ids->second.size(1)));
-  }
-  check_ids(tensors, "input_ids", backbone.vocab_size, "vocab_size");
-  const auto& embedding = backbone.chain.front().embedding;
-  if (embedding && embedding->num_token_types > 0) {
-    check_ids(tensors, "token_type_ids", embedding->num_token_types, "type_vocab_size");
-  }
-}
-
-/// [B, T] of 1 (attend) and 0 -> [B, 1, 1, T] of 0 and the lowest finite number; undefined when everything is attended.
-at::Tensor attention_bias_of(const at::Tensor& mask, const SliceOptions& options) {
-  const auto is_padding = mask.eq(0);
-  if (!is_padding.any().item<bool>()) return {};
-  const auto zeros = at::zeros(mask.sizes(), at::TensorOptions().dtype(at::kFloat));
-  const double lowest = options.compute_type == at::kHalf ? -65504.0
-                        : options.compute_type == at::kBFloat16
-                            ? static_cast<double>(std::numeric_limits<c10::BFloat16>::lowest())
-                            : static_cast<double>(std::numeric_limits<float>::lowest());
-  return zeros.masked_fill(is_padding, lowest).unsqueeze(1).unsqueeze(1).to(options.device, options.compute_type);
-}
-
-}  // namespace
 
 std::unique_ptr<Layer> make_layer(const LayerPlan& plan) {
   switch (plan.kind) {
@@ -79,7 +27,12 @@ std::unique_ptr<Layer> make_layer(const LayerPlan& plan) {
       return std::make_unique<EmbeddingLayer>(plan);
     case LayerKind::kBlock:
       return std::make_unique<BlockLayer>(plan);
+    case LayerKind::kPatchEmbedding:
+      return std::make_unique<PatchEmbeddingLayer>(plan);
+    case LayerKind::kFinal:
+      return std::make_unique<FinalLayer>(plan);
     case LayerKind::kHead:
+      if (plan.head->is_language_model) return std::make_unique<LanguageModelHeadLayer>(plan);
       return std::make_unique<HeadLayer>(plan);
   }
   throw InternalError("make_layer: unknown kind of layer");
@@ -160,16 +113,6 @@ StageSlice::StageSlice(const Backbone& backbone, LayerRange range, const WeightS
   loader.check();
 }
 
-StageInputs StageSlice::prepare(NamedTensors tensors) const {
-  check_inputs(backbone_, tensors);
-  StageInputs inputs;
-  const auto mask = tensors.find("attention_mask");
-  if (mask != tensors.end()) inputs.attention_bias = attention_bias_of(mask->second, options_);
-  for (auto& [name, tensor] : tensors) tensor = tensor.to(options_.device);
-  inputs.tensors = std::move(tensors);
-  return inputs;
-}
-
 void StageSlice::make_trainable(at::Tensor& slot) {
   const auto owned = slot.detach().to(at::kFloat, /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous);
   mapped_.remove(slot);
@@ -177,8 +120,9 @@ void StageSlice::make_trainable(at::Tensor& slot) {
   slot.requires_grad_();
 }
 
-bool StageSlice::has_head() const {
-  return layers_.back()->plan().kind == LayerKind::kHead;
+bool StageSlice::has_task_head() const {
+  const auto& plan = layers_.back()->plan();
+  return plan.head && !plan.head->is_language_model;
 }
 
 void StageSlice::visit_weights(const WeightVisitor& visit) {
@@ -201,7 +145,10 @@ void refuse_unknown_tensors(const Backbone& backbone, const WeightSource& weight
   std::set<std::string> known;
   visit_planned_weights(
       backbone, [&](const LayerPlan& layer, const std::string& role, const std::vector<std::int64_t>& /*shape*/) {
-        for (auto& name : backbone.family->stored_weight(layer, role).names) known.insert(std::move(name));
+        auto stored = backbone.family->stored_weight(layer, role);
+        for (auto* names : {&stored.names, &stored.tied_names}) {
+          for (auto& name : *names) known.insert(std::move(name));
+        }
       });
   std::vector<std::string> unknown;
   for (auto& name : weights.names()) {

@@ -12,14 +12,29 @@
 
 #include "model/backbone.h"
 #include "model/carry.h"
+#include "model/weights.h"
 
 namespace espalier::model {
 
 /// What every layer of a stage reads of the micro-batch besides the carry; made once per micro-batch.
 struct StageInputs {
   NamedTensors tensors;
-  at::Tensor attention_bias;  ///< [B, 1, 1, T] additive, in the compute type; undefined when nothing is padded
+  at::Tensor attention_bias;          ///< [B, 1, 1, T] additive, in the compute type; undefined when nothing is padded
+  at::Tensor decoder_attention_bias;  ///< [B, 1, 1, U], the same of decoder_attention_mask
+  at::Tensor rotary_cos, rotary_sin;  ///< [1 or B, 1, T, W] in the compute type, where positions are rotary
 };
+
+/// Rows and tokens of a micro-batch, as the carry between stages needs them. Requires: inputs as prepare() takes them.
+BatchShape batch_shape(const Backbone& backbone, const NamedTensors& tensors);
+
+/// Makes decoder_input_ids of an encoder-decoder's batch that has none: the labels [B, U] moved one place to the right
+/// behind the start token, with padding for -100; without labels of that shape the input_ids, moved alike.
+void complete_decoder_inputs(const Backbone& backbone, NamedTensors& tensors);
+
+/// What enters the stage that begins with `first_layer` when the chain runs as it is: "hidden", in a decoder "memory",
+/// and "position_bias" where blocks share one that a block below made. Gradients are left to the method.
+CarryPlan plan_chain_carry(const Backbone& backbone, int first_layer, const BatchShape& shape,
+                           at::ScalarType compute_type);
 
 /// One link of the chain.
 class Layer {
@@ -91,7 +106,8 @@ class StageSlice {
   StageSlice(const Backbone& backbone, LayerRange range, const WeightSource& weights, const SliceOptions& options);
 
   /// Checks one micro-batch, moves it to the device and makes what every layer reads.
-  /// Requires: `tensors` on the host. Throws: ConfigError for ids, types or lengths that the model does not have.
+  /// Requires: `tensors` on the host, through complete_decoder_inputs(). Throws: ConfigError for ids, types or lengths
+  /// that the model does not have.
   [[nodiscard]] StageInputs prepare(NamedTensors tensors) const;
   /// Replaces a slot of this slice by an owned fp32 leaf that requires grad. Mapped weights are read-only: whoever
   /// trains one must take it through here, which also ends the counting of its mapped bytes.
@@ -100,7 +116,8 @@ class StageSlice {
   [[nodiscard]] const Backbone& backbone() const { return backbone_; }
   [[nodiscard]] LayerRange range() const { return range_; }
   [[nodiscard]] const SliceOptions& options() const { return options_; }
-  [[nodiscard]] bool has_head() const;
+  /// The chain's end with a head that every method trains: a pooled one.
+  [[nodiscard]] bool has_task_head() const;
   /// Full canonical name of a weight: layer name + "." + role.
   void visit_weights(const WeightVisitor& visit);
   /// Bytes of weights that need no gradient.

@@ -20,22 +20,38 @@ namespace {
 /// The shape a role sees of a stored tensor of shape `stored_shape`.
 std::vector<std::int64_t> shape_as_used(const StoredWeight& stored, std::vector<std::int64_t> stored_shape) {
   if (stored.is_transposed) std::reverse(stored_shape.begin(), stored_shape.end());
-  if (stored.slice_end > 0 && !stored_shape.empty() && stored.slice_end <= stored_shape[0]) {
-    stored_shape[0] = stored.slice_end - stored.slice_begin;
+  if (stored.num_parts > 1 && !stored_shape.empty() && stored_shape[0] % stored.num_parts == 0) {
+    stored_shape[0] /= stored.num_parts;
   }
   return stored_shape;
 }
 
-at::Tensor as_used(const StoredWeight& stored, at::Tensor tensor) {
+}  // namespace
+
+at::Tensor stored_part(const StoredWeight& stored, at::Tensor tensor) {
   if (stored.is_transposed) tensor = tensor.t();
-  return stored.slice_end > 0 ? tensor.narrow(0, stored.slice_begin, stored.slice_end - stored.slice_begin) : tensor;
+  const auto rows = tensor.dim() == 0 ? 0 : tensor.size(0) / stored.num_parts;
+  return stored.num_parts > 1 ? tensor.narrow(0, stored.part * rows, rows) : tensor;
 }
 
-}  // namespace
+std::vector<std::string> present_names(const StoredWeight& stored, const WeightSource& source) {
+  const auto present_of = [&](const std::vector<std::string>& names) {
+    std::vector<std::string> present;
+    std::copy_if(names.begin(), names.end(), std::back_inserter(present),
+                 [&](const std::string& name) { return source.contains(name); });
+    return present;
+  };
+  auto present = present_of(stored.names);
+  if (!present.empty()) return present;
+  // Copies of one tied tensor are equal: the first will do.
+  present = present_of(stored.tied_names);
+  if (!present.empty()) present.resize(1);
+  return present;
+}
 
 void WeightLoader::load(Layer& layer) {
   const auto& plan = layer.plan();
-  if (plan.kind == LayerKind::kHead) {
+  if (plan.head && !plan.head->is_language_model) {
     layer.visit_linears([&](const std::string& role, Linear& linear) { load_head_linear(plan, role, linear); });
     return;
   }
@@ -47,10 +63,16 @@ void WeightLoader::load(Layer& layer) {
 void WeightLoader::load_slot(const LayerPlan& plan, const std::string& role, const std::vector<std::int64_t>& shape,
                              at::ScalarType type, at::Tensor& slot) {
   const auto stored = backbone_.family->stored_weight(plan, role);
-  const auto present = present_names(plan, role);
+  const auto present = present_names(stored, source_);
+  if (present.empty() && stored.is_buffer) {
+    slot = at::zeros(shape, at::TensorOptions().dtype(type).device(options_.device));
+    return;
+  }
   if (present.empty()) {
+    auto names = stored.names;
+    names.insert(names.end(), stored.tied_names.begin(), stored.tied_names.end());
     problems_.push_back(
-        fmt::format("{}.{}: missing; expected a tensor named {}", plan.name, role, fmt::join(stored.names, " or ")));
+        fmt::format("{}.{}: missing; expected a tensor named {}", plan.name, role, fmt::join(names, " or ")));
     return;
   }
   if (present.size() > 1) {
@@ -62,7 +84,7 @@ void WeightLoader::load_slot(const LayerPlan& plan, const std::string& role, con
   const auto stored_shape = source_.shape(name);
   if (shape_as_used(stored, stored_shape) != shape) {
     problems_.push_back(fmt::format("{}: expected shape [{}]{}; found [{}]", name, fmt::join(shape, ", "),
-                                    stored.is_transposed || stored.slice_end > 0 ? " of the used part" : "",
+                                    stored.is_transposed || stored.num_parts > 1 ? " of the used part" : "",
                                     fmt::join(stored_shape, ", ")));
     return;
   }
@@ -72,7 +94,7 @@ void WeightLoader::load_slot(const LayerPlan& plan, const std::string& role, con
         fmt::format("{}: expected floating-point numbers; found {}", name, c10::toString(view.scalar_type())));
     return;
   }
-  const auto used = as_used(stored, view);
+  const auto used = stored_part(stored, view);
   slot = used.to(options_.device, type);
   if (!slot.is_alias_of(used)) {
     source_.drop_pages(name);
@@ -95,8 +117,8 @@ void WeightLoader::load_head_linear(const LayerPlan& plan, const std::string& ro
 }
 
 bool WeightLoader::is_stored_for_head(const LayerPlan& plan, const std::string& role, const Linear& linear) const {
-  const auto weights = present_names(plan, role + ".weight");
-  if (weights.empty() && present_names(plan, role + ".bias").empty()) {
+  const auto weights = present_names_of(plan, role + ".weight");
+  if (weights.empty() && present_names_of(plan, role + ".bias").empty()) {
     log_info("model", "{}.{}: not in {}; starts fresh", plan.name, role, backbone_.folder.string());
     return false;
   }
@@ -108,12 +130,8 @@ bool WeightLoader::is_stored_for_head(const LayerPlan& plan, const std::string& 
   return false;
 }
 
-std::vector<std::string> WeightLoader::present_names(const LayerPlan& plan, const std::string& role) const {
-  const auto stored = backbone_.family->stored_weight(plan, role);
-  std::vector<std::string> present;
-  std::copy_if(stored.names.begin(), stored.names.end(), std::back_inserter(present),
-               [this](const std::string& name) { return source_.contains(name); });
-  return present;
+std::vector<std::string> WeightLoader::present_names_of(const LayerPlan& plan, const std::string& role) const {
+  return present_names(backbone_.family->stored_weight(plan, role), source_);
 }
 
 void WeightLoader::check() const {

@@ -10,6 +10,12 @@
 
 namespace espalier::model {
 
+/// The part of a stored tensor that the role is.
+at::Tensor stored_part(const StoredWeight& stored, at::Tensor tensor);
+
+/// Those of the stored names that the source has; of a tied weight's other places only the first.
+std::vector<std::string> present_names(const StoredWeight& stored, const WeightSource& source);
+
 class WeightLoader {
  public:
   /// Owns: nothing; all arguments must outlive the loader.
@@ -27,7 +33,7 @@ class WeightLoader {
   /// A head's linear is drawn by canonical name where the folder lacks it or has it for another number of labels.
   void load_head_linear(const LayerPlan& plan, const std::string& role, Linear& linear);
   [[nodiscard]] bool is_stored_for_head(const LayerPlan& plan, const std::string& role, const Linear& linear) const;
-  [[nodiscard]] std::vector<std::string> present_names(const LayerPlan& plan, const std::string& role) const;
+  [[nodiscard]] std::vector<std::string> present_names_of(const LayerPlan& plan, const std::string& role) const;
 
   const Backbone& backbone_;
   const WeightSource& source_;

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "peft/autograd_pass.h"
@@ -11,10 +12,20 @@
 namespace espalier::peft {
 
 model::CarryPlan ChainMethod::plan_carry(int first_layer, const model::BatchShape& shape) const {
-  return {{.name = "hidden",
-           .sizes = {shape.rows, shape.tokens, slice_.backbone().width},
-           .dtype = slice_.options().compute_type,
-           .needs_gradient = options_.first_trained_layer < first_layer}};
+  auto plan = model::plan_chain_carry(slice_.backbone(), first_layer, shape, slice_.options().compute_type);
+  for (auto& entry : plan) {
+    entry.needs_gradient = entry.name == "position_bias" ? options_.trains_position_bias
+                                                         : options_.first_trained_layer < origin_of(entry, first_layer);
+  }
+  return plan;
+}
+
+int ChainMethod::origin_of(const model::CarryEntry& entry, int first_layer) const {
+  if (entry.name != "memory") return first_layer;
+  const auto& chain = slice_.backbone().chain;
+  const auto decoder =
+      std::find_if(chain.begin(), chain.end(), [](const auto& layer) { return layer.stack == model::Stack::kDecoder; });
+  return static_cast<int>(decoder - chain.begin());
 }
 
 StageResult ChainMethod::forward(model::Carry incoming, const model::StageInputs& inputs,
@@ -32,14 +43,21 @@ StageResult ChainMethod::forward(model::Carry incoming, const model::StageInputs
     const bool is_frozen = static_cast<int>(layer->plan().index) < options_.first_trained_layer;
     const at::AutoGradMode grad_mode(keeps_pass && !is_frozen);
     layer->forward(carry, inputs, is_frozen ? frozen_context : context);
-    if (layer->plan().kind == model::LayerKind::kEmbedding) {
+    if (layer->plan().embedding || layer->plan().patch_embedding) {
       // Trained tables are fp32; from here on every weight is cast to the type of what it meets.
       carry.at("hidden") = carry.at("hidden").to(slice_.options().compute_type);
     }
   }
 
-  const std::string output = range.end < slice_.backbone().num_layers() ? "hidden" : "logits";
-  StageResult result = finish_stage({{output, carry.at(output)}}, std::move(leaves), trained_, keeps_pass);
+  model::Carry outputs;
+  if (range.end < slice_.backbone().num_layers()) {
+    for (const auto& entry : plan_carry(range.end, {})) {
+      outputs.emplace(entry.name, carry.at(entry.name));
+    }
+  } else {
+    outputs.emplace("logits", carry.at("logits"));
+  }
+  StageResult result = finish_stage(std::move(outputs), std::move(leaves), trained_, keeps_pass);
   if (!keeps_pass) {
     result.outgoing.emplace("hidden", carry.at("hidden"));
   }

@@ -22,12 +22,17 @@ class ChainMethod : public Method {
     int first_trained_layer = 0;
     /// Layers before it draw dropout in training.
     bool has_frozen_dropout = true;
+    /// The tables of relative positions train, so their bias carries a gradient back to them.
+    bool trains_position_bias = false;
   };
   ChainMethod(model::StageSlice& slice, Options options) : slice_(slice), options_(options) {}
   [[nodiscard]] model::StageSlice& slice() { return slice_; }
   [[nodiscard]] std::vector<TrainedTensor>& trained() { return trained_; }
 
  private:
+  /// Chain index of the first layer above what makes `entry`: whatever trains below it needs the entry's gradient.
+  [[nodiscard]] int origin_of(const model::CarryEntry& entry, int first_layer) const;
+
   model::StageSlice& slice_;
   Options options_;
   std::vector<TrainedTensor> trained_;

@@ -6,7 +6,7 @@
 namespace espalier::peft {
 
 FullMethod::FullMethod(model::StageSlice& slice, const model::WeightSource& weights)
-    : ChainMethod(slice, {.first_trained_layer = 0}) {
+    : ChainMethod(slice, {.first_trained_layer = 0, .trains_position_bias = true}) {
   for (const auto& layer : slice.layers()) {
     train_layer(slice, *layer, weights, trained());
   }

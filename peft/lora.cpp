@@ -30,27 +30,39 @@ int first_block(const model::Backbone& backbone) {
 
 }  // namespace
 
-std::vector<LoraTarget> plan_lora(const LoraConfig& config, const model::BlockSpec& spec) {
+void check_lora(const LoraConfig& config, const model::Backbone& backbone) {
   const std::set<std::string> wanted(config.targets.begin(), config.targets.end());
   if (wanted.empty() || wanted.size() != config.targets.size()) {
     throw ConfigError(fmt::format("peft.lora.targets: expected at least one role, each once, found '{}'",
                                   fmt::join(config.targets, ",")));
   }
-  std::vector<LoraTarget> targets;
   std::vector<std::string> known;
-  model::TransformerBlock block(spec, {});
-  block.visit_linears([&](const std::string& role, const model::Linear& linear) {
-    if (wanted.contains(role)) {
-      targets.push_back({role, known.size(), linear.in_features, linear.out_features});
+  for (const model::LayerPlan& layer : backbone.chain) {
+    if (layer.kind == model::LayerKind::kBlock) {
+      model::TransformerBlock(*layer.block, {}).visit_linears([&](const std::string& role, const model::Linear&) {
+        if (std::find(known.begin(), known.end(), role) == known.end()) {
+          known.push_back(role);
+        }
+      });
     }
-    known.push_back(role);
-  });
+  }
   for (const std::string& role : config.targets) {
     if (std::find(known.begin(), known.end(), role) == known.end()) {
       throw ConfigError(
           fmt::format("peft.lora.targets: expected roles among {}, found '{}'", fmt::join(known, ", "), role));
     }
   }
+}
+
+std::vector<LoraTarget> plan_lora(const LoraConfig& config, const model::BlockSpec& spec) {
+  std::vector<LoraTarget> targets;
+  std::uint64_t number = 0;
+  model::TransformerBlock(spec, {}).visit_linears([&](const std::string& role, const model::Linear& linear) {
+    if (std::find(config.targets.begin(), config.targets.end(), role) != config.targets.end()) {
+      targets.push_back({role, number, linear.in_features, linear.out_features});
+    }
+    ++number;
+  });
   for (const LoraTarget& target : targets) {
     const std::int64_t limit = std::min(target.in_features, target.out_features);
     if (config.rank > limit) {
@@ -64,6 +76,7 @@ std::vector<LoraTarget> plan_lora(const LoraConfig& config, const model::BlockSp
 }
 
 std::int64_t count_lora(const LoraConfig& config, const model::Backbone& backbone) {
+  check_lora(config, backbone);
   std::int64_t count = 0;
   for (const model::LayerPlan& layer : backbone.chain) {
     if (layer.kind == model::LayerKind::kBlock) {
@@ -86,6 +99,7 @@ at::Tensor LoraDelta::forward(const at::Tensor& x, const model::ForwardContext& 
 LoraMethod::LoraMethod(const LoraConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
                        std::uint64_t seed)
     : ChainMethod(slice, {.first_trained_layer = first_block(slice.backbone())}), config_(config) {
+  check_lora(config_, slice.backbone());
   const at::Device device = slice.options().device;
   for (const auto& layer : slice.layers()) {
     if (layer->block() == nullptr) {
@@ -116,7 +130,7 @@ LoraMethod::LoraMethod(const LoraConfig& config, model::StageSlice& slice, const
       }
     });
   }
-  if (slice.has_head()) {
+  if (slice.has_task_head()) {
     train_layer(slice, *slice.layers().back(), weights, trained());
   }
 }

@@ -18,8 +18,11 @@ struct LoraTarget {
   std::int64_t in_features = 0, out_features = 0;
 };
 
-/// The targets within a block of `spec`, in the block's own order.
-/// Throws: ConfigError for an unknown or repeated role (listing those there are) and for a rank above a linear's width.
+/// Throws: ConfigError for a repeated role and for one that no block of the backbone has (listing those there are).
+void check_lora(const LoraConfig& config, const model::Backbone& backbone);
+
+/// The targets that a block of `spec` has, in the block's own order.
+/// Throws: ConfigError for a rank above a linear's width.
 std::vector<LoraTarget> plan_lora(const LoraConfig& config, const model::BlockSpec& spec);
 
 /// Trained scalars without the task head.

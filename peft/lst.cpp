@@ -37,7 +37,7 @@ model::BlockSpec shrink(const model::BlockSpec& spec, std::int64_t reduction) {
   const bool is_encoder = spec.norm_place == model::NormPlace::kAfter &&
                           spec.norm_kind == model::NormKind::kLayerNorm && !spec.is_gated &&
                           !spec.has_cross_attention && !spec.is_causal;
-  const bool has_plain_attention = spec.num_key_value_heads == spec.num_heads && spec.has_attention_bias;
+  const bool has_plain_attention = spec.num_key_value_heads == spec.num_heads && spec.has_attention_bias && spec.has_output_bias;
   if (!is_encoder || !has_plain_attention || !spec.has_feed_forward_bias) {
     throw ConfigError(
         "peft.method=lst: expected a post-norm encoder backbone with biases and without gated feed-forward, "
@@ -66,6 +66,12 @@ at::Tensor drop(const at::Tensor& x, double probability, const model::ForwardCon
 }  // namespace
 
 LstPlan plan_lst(const LstConfig& config, const model::Backbone& backbone) {
+  if (backbone.is_encoder_decoder() || backbone.head().is_language_model || !backbone.chain.front().embedding ||
+      backbone.chain[backbone.chain.size() - 2].kind != model::LayerKind::kBlock) {
+    throw ConfigError(
+        "peft.method=lst: expected an encoder with token embeddings and a pooled head (BERT, RoBERTa), found another "
+        "kind of backbone; choose another method");
+  }
   LstPlan plan;
   plan.has_ladders = config.gate != "one";
   plan.has_gates = config.gate == "learned";

@@ -79,7 +79,7 @@ TrainedCount count_trained(const MethodConfig& config, const model::Backbone& ba
   model::visit_planned_weights(
       backbone, [&](const model::LayerPlan& layer, const std::string&, const std::vector<std::int64_t>& shape) {
         const std::int64_t elements = c10::multiply_integers(shape);
-        if (layer.kind == model::LayerKind::kHead) {
+        if (layer.head && !layer.head->is_language_model) {
           count.head += elements;
         } else if (config.method == "full") {
           count.method += elements;

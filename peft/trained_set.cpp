@@ -5,33 +5,21 @@
 #include <spdlog/fmt/fmt.h>
 #include <spdlog/fmt/ranges.h>
 
-#include <algorithm>
-#include <optional>
 #include <utility>
 
 #include "common/error.h"
+#include "model/weight_loader.h"
 
 namespace espalier::peft {
-namespace {
-
-std::optional<std::string> stored_name(const model::StoredWeight& stored, const model::WeightSource& weights) {
-  const auto found = std::find_if(stored.names.begin(), stored.names.end(),
-                                  [&](const std::string& name) { return weights.contains(name); });
-  return found == stored.names.end() ? std::nullopt : std::optional(*found);
-}
-
-}  // namespace
-
 at::Tensor stored_weight(const model::Backbone& backbone, const model::LayerPlan& layer, const std::string& role,
                          const model::WeightSource& weights) {
   const model::StoredWeight stored = backbone.family->stored_weight(layer, role);
-  const std::optional<std::string> name = stored_name(stored, weights);
-  if (!name) {
+  const auto present = model::present_names(stored, weights);
+  if (present.empty()) {
     throw ConfigError(fmt::format("{}: {}.{} is missing; expected a tensor named {}", backbone.folder.string(),
                                   layer.name, role, fmt::join(stored.names, " or ")));
   }
-  const at::Tensor value = stored.is_transposed ? weights.get(*name).t() : weights.get(*name);
-  return stored.slice_end > 0 ? value.slice(/*dim=*/0, stored.slice_begin, stored.slice_end) : value;
+  return model::stored_part(stored, weights.get(present.front()));
 }
 
 TrainedTensor make_trained(std::string name, const at::Tensor& value, at::Device device) {

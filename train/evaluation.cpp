@@ -5,9 +5,12 @@
 
 #include <numeric>
 
+#include "train/task.h"
+
 namespace espalier::train {
 
-at::Tensor predict(Worker& worker, const data::Split& split, const data::DataConfig& data, std::int64_t batch_size) {
+at::Tensor predict(Worker& worker, data::TaskKind task, const data::Split& split, const data::DataConfig& data,
+                   std::int64_t batch_size) {
   const auto& place = worker.place();
   const auto batches = data::sequential_batches(split.num_rows(), batch_size);
   std::vector<std::size_t> own;
@@ -16,28 +19,32 @@ at::Tensor predict(Worker& worker, const data::Split& split, const data::DataCon
     own.push_back(i);
   }
   const auto make = [&](std::size_t i) {
-    return make_micro_batch(static_cast<int>(own[i]),
+    return make_micro_batch(worker.backbone(), static_cast<int>(own[i]),
                             split.collate(batches[own[i]], data.max_length, data.pad_multiple, data.fixed_length));
   };
-  const auto num_labels = worker.backbone().chain.back().head->num_labels;
   // Every row is written by one rank and is zero on the others, so the sum over ranks is exact.
-  auto logits = at::zeros({split.num_rows(), num_labels}, at::kFloat);
+  auto results = at::zeros({split.num_rows(), num_result_columns(task, worker.backbone().head())}, at::kFloat);
   worker.executor().evaluate(own.size(), make, [&](const MicroBatch& micro_batch, const model::Carry& outgoing) {
     const auto& rows = batches[static_cast<std::size_t>(micro_batch.index)];
-    logits.narrow(0, rows.front(), static_cast<std::int64_t>(rows.size())).copy_(outgoing.at("logits"));
+    results.narrow(0, rows.front(), static_cast<std::int64_t>(rows.size()))
+        .copy_(row_results(task, outgoing.at("logits"), micro_batch.inputs));
   });
-  worker.control().all_reduce(logits).wait();
-  return logits;
+  worker.control().all_reduce(results).wait();
+  return results;
 }
 
 Metrics evaluate(Worker& worker, const data::Dataset& dataset, const std::string& split_name,
                  const data::DataConfig& data, std::int64_t batch_size) {
   const auto& split = dataset.split(split_name);
-  const auto logits = predict(worker, split, data, batch_size);
-  std::vector<std::int64_t> rows(static_cast<std::size_t>(split.num_rows()));
-  std::iota(rows.begin(), rows.end(), std::int64_t{0});
-  const auto labels = split.collate(rows, /*max_length=*/1, /*pad_multiple=*/1, /*fixed_length=*/0).at("labels");
-  return compute_metrics(dataset.info().task, logits, labels);
+  const auto task = dataset.info().task;
+  const auto results = predict(worker, task, split, data, batch_size);
+  at::Tensor labels;
+  if (!predicts_tokens(task)) {
+    std::vector<std::int64_t> rows(static_cast<std::size_t>(split.num_rows()));
+    std::iota(rows.begin(), rows.end(), std::int64_t{0});
+    labels = split.collate(rows, /*max_length=*/1, /*pad_multiple=*/1, /*fixed_length=*/0).at("labels");
+  }
+  return compute_metrics(task, results, labels);
 }
 
 }  // namespace espalier::train

@@ -11,10 +11,11 @@
 
 namespace espalier::train {
 
-/// Logits [N, C] fp32 of every row of `split`, in the order of the file, on every rank. Batches are dealt to the
-/// replicas in turn; which rows share a batch does not depend on the layout, so neither do the bits. Collective: every
-/// rank.
-at::Tensor predict(Worker& worker, const data::Split& split, const data::DataConfig& data, std::int64_t batch_size);
+/// What row_results() keeps of every row of `split`, in the order of the file, on every rank; for a pooled head the
+/// logits [N, C]. Batches are dealt to the replicas in turn; which rows share a batch does not depend on the layout, so
+/// neither do the bits. Collective: every rank.
+at::Tensor predict(Worker& worker, data::TaskKind task, const data::Split& split, const data::DataConfig& data,
+                   std::int64_t batch_size);
 
 /// Metrics of `split` on every rank. Collective: every rank.
 Metrics evaluate(Worker& worker, const data::Dataset& dataset, const std::string& split, const data::DataConfig& data,

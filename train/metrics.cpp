@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 #include <spdlog/fmt/fmt.h>
+#include <spdlog/fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
@@ -138,29 +139,83 @@ Metrics regression_metrics(const at::Tensor& logits, const at::Tensor& labels) {
           {"loss", squares / static_cast<double>(truth.size())}};
 }
 
-// Throws: ConfigError for a task that nothing here trains or measures.
-bool is_classification(data::TaskKind task) {
-  if (task != data::TaskKind::kClassification && task != data::TaskKind::kRegression) {
-    throw ConfigError(fmt::format("data.path: expected a dataset of classification or regression, found one of {}",
-                                  data::to_string(task)));
+Metrics multi_label_metrics(const at::Tensor& logits, const at::Tensor& labels) {
+  const auto truth = labels.gt(0.5);
+  const auto prediction = logits.gt(0);
+  const auto both = (truth & prediction).sum().item<double>();
+  const auto either = truth.sum().item<double>() + prediction.sum().item<double>();
+  const auto wide = logits.to(at::kDouble);
+  const auto loss = (at::softplus(wide) - wide * truth.to(at::kDouble)).mean().item<double>();
+  return {{"accuracy", truth.eq(prediction).all(/*dim=*/1).to(at::kDouble).mean().item<double>()},
+          {"f1", either > 0 ? 2 * both / either : 0.0},
+          {"loss", loss}};
+}
+
+/// Loss and perplexity from columns of log-likelihoods and targets.
+Metrics likelihood_metrics(const at::Tensor& results, std::int64_t first_column) {
+  const auto sums = results.to(at::kDouble).sum(/*dim=*/0);
+  const double loss = -sums[first_column].item<double>() / std::max(1.0, sums[first_column + 1].item<double>());
+  return {{"loss", loss}, {"perplexity", std::exp(loss)}};
+}
+
+Metrics token_metrics(const at::Tensor& results) {
+  auto metrics = likelihood_metrics(results, 0);
+  const auto sums = results.to(at::kDouble).sum(/*dim=*/0);
+  metrics["token_accuracy"] = sums[2].item<double>() / std::max(1.0, sums[1].item<double>());
+  return metrics;
+}
+
+Metrics choice_metrics(const at::Tensor& results) {
+  auto metrics = likelihood_metrics(results, 2);
+  const auto means = results.to(at::kDouble).mean(/*dim=*/0);
+  metrics["accuracy"] = means[0].item<double>();
+  metrics["accuracy_norm"] = means[1].item<double>();
+  return metrics;
+}
+
+/// What may decide which evaluation is the best; the first is the default.
+std::vector<std::string> deciding_metrics(data::TaskKind task) {
+  switch (task) {
+    case data::TaskKind::kClassification:
+      return {"accuracy", "f1", "matthews", "loss"};
+    case data::TaskKind::kRegression:
+      return {"spearman", "pearson", "loss"};
+    case data::TaskKind::kMultiLabel:
+      return {"f1", "accuracy", "loss"};
+    case data::TaskKind::kSeq2Seq:
+    case data::TaskKind::kCausalLm:
+      return {"loss", "perplexity", "token_accuracy"};
+    case data::TaskKind::kMultipleChoice:
+      return {"accuracy", "accuracy_norm", "loss", "perplexity"};
   }
-  return task == data::TaskKind::kClassification;
+  throw InternalError("deciding_metrics: unknown task");
 }
 
 }  // namespace
 
-Metrics compute_metrics(data::TaskKind task, const at::Tensor& logits, const at::Tensor& labels) {
-  return is_classification(task) ? classification_metrics(logits, labels) : regression_metrics(logits, labels);
+Metrics compute_metrics(data::TaskKind task, const at::Tensor& results, const at::Tensor& labels) {
+  switch (task) {
+    case data::TaskKind::kClassification:
+      return classification_metrics(results, labels);
+    case data::TaskKind::kRegression:
+      return regression_metrics(results, labels);
+    case data::TaskKind::kMultiLabel:
+      return multi_label_metrics(results, labels);
+    case data::TaskKind::kSeq2Seq:
+    case data::TaskKind::kCausalLm:
+      return token_metrics(results);
+    case data::TaskKind::kMultipleChoice:
+      return choice_metrics(results);
+  }
+  throw InternalError("compute_metrics: unknown task");
 }
 
 std::string default_metric(data::TaskKind task) {
-  return is_classification(task) ? "accuracy" : "spearman";
+  return deciding_metrics(task).front();
 }
 
 void require_metric(data::TaskKind task, const std::string& metric) {
-  const std::vector<std::string> known = is_classification(task)
-                                             ? std::vector<std::string>{"accuracy", "f1", "matthews", "loss"}
-                                             : std::vector<std::string>{"pearson", "spearman", "loss"};
+  const auto known = deciding_metrics(task);
   if (std::find(known.begin(), known.end(), metric) == known.end()) {
     throw ConfigError(fmt::format("train.best_metric: expected one of {} for a {} task, found '{}'",
                                   fmt::join(known, ", "), data::to_string(task), metric));
@@ -168,7 +223,7 @@ void require_metric(data::TaskKind task, const std::string& metric) {
 }
 
 bool is_better(const std::string& metric, double value, double best) {
-  return metric == "loss" ? value < best : value > best;
+  return metric == "loss" || metric == "perplexity" ? value < best : value > best;
 }
 
 }  // namespace espalier::train

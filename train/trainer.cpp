@@ -13,9 +13,9 @@
 #include "common/error.h"
 #include "common/log.h"
 #include "dist/agree.h"
-#include "model/loss.h"
 #include "train/device.h"
 #include "train/evaluation.h"
+#include "train/task.h"
 
 namespace espalier::train {
 
@@ -123,8 +123,9 @@ Trainer::StepReport Trainer::run_step(std::int64_t step) {
   std::vector<MicroBatch> micro_batches;
   for (int m = range.first; m < range.end; ++m) {
     micro_batches.push_back(
-        make_micro_batch(m, split.collate(batch.micro_batches[static_cast<std::size_t>(m)], config_.data.max_length,
-                                          config_.data.pad_multiple, config_.data.fixed_length)));
+        make_micro_batch(worker_.backbone(), m,
+                         split.collate(batch.micro_batches[static_cast<std::size_t>(m)], config_.data.max_length,
+                                       config_.data.pad_multiple, config_.data.fixed_length)));
     report.tokens += micro_batches.back().shape.rows * micro_batches.back().shape.tokens;
   }
 
@@ -134,11 +135,14 @@ Trainer::StepReport Trainer::run_step(std::int64_t step) {
     active_index[static_cast<std::size_t>(active_[i])] = static_cast<int>(i);
   }
   std::vector<int> contributions(active_.size(), 0);
-  const auto task = dataset_.info().task;
-  const auto loss = [&](const at::Tensor& logits, const model::NamedTensors& inputs) {
-    const auto labels = inputs.at("labels").to(logits.device());
-    return task == data::TaskKind::kClassification ? model::classification_loss(logits, labels, batch.num_rows)
-                                                   : model::regression_loss(logits, labels, batch.num_rows);
+  std::int64_t num_targets = 0;
+  for (const auto& rows : batch.micro_batches) {
+    for (const auto row : rows) {
+      num_targets += split.num_targets(row, config_.data.max_length);
+    }
+  }
+  const auto loss = [&, task = dataset_.info().task](const at::Tensor& logits, const model::NamedTensors& inputs) {
+    return task_loss(task, logits, inputs, num_targets);
   };
   sync_->begin(num_micro_batches, range);
   const RandomKey key{config_.train.seed, static_cast<std::uint64_t>(step), 0};
@@ -265,6 +269,7 @@ nlohmann::json Trainer::summarize(std::int64_t steps_done, bool is_stopped) {
                            {"frozen_bytes", column(1)},
                            {"trained_bytes", column(2)},
                            {"optimizer_bytes", column(3)},
+                           {"checkpoint_bytes", is_writer() ? checkpoint::stored_bytes(last_checkpoint_) : 0},
                            {"reduced_bytes_per_step", column(4)},
                            {"samples_per_second", progress_.rows_per_second()},
                            {"tokens_per_second", progress_.tokens_per_second()},

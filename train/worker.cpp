@@ -13,7 +13,7 @@
 namespace espalier::train {
 
 Worker::Worker(const WorkerConfig& config, const Ranks& ranks)
-    : backbone_(model::read_backbone(config.model.path, {config.num_labels, config.model.pooling})),
+    : backbone_(model::read_backbone(config.model.path, config.head)),
       weights_(model::open_model_folder(config.model.path)),
       mesh_(dist::make_mesh(ranks.control, ranks.device, static_cast<int>(config.parallel.stages),
                             static_cast<int>(config.parallel.replicas))) {
@@ -48,9 +48,9 @@ ParameterCount Worker::count_parameters() {
   return {counts[0].item<std::int64_t>(), counts[1].item<std::int64_t>()};
 }
 
-MicroBatch make_micro_batch(int index, model::NamedTensors inputs) {
-  const auto& ids = inputs.at("input_ids");
-  const model::BatchShape shape{ids.size(0), ids.size(1)};
+MicroBatch make_micro_batch(const model::Backbone& backbone, int index, model::NamedTensors inputs) {
+  model::complete_decoder_inputs(backbone, inputs);
+  const auto shape = model::batch_shape(backbone, inputs);
   return {index, std::move(inputs), shape};
 }
 

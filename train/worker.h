@@ -28,11 +28,11 @@ struct WorkerConfig {
   ParallelConfig parallel;
   peft::MethodConfig peft;
   std::uint64_t seed = 0;
-  std::int64_t num_labels = 0;  ///< 0: as the folder says
+  model::HeadRequest head = {};
 };
 
 /// Collated host tensors with the shape that carries are planned from.
-MicroBatch make_micro_batch(int index, model::NamedTensors inputs);
+MicroBatch make_micro_batch(const model::Backbone& backbone, int index, model::NamedTensors inputs);
 
 /// Scalars of the whole model, over all stages of one replica.
 struct ParameterCount {

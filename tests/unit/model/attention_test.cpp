@@ -90,7 +90,7 @@ Inputs make_inputs(const Case& c) {
   if (inputs.bias.defined()) {
     inputs.bias = inputs.bias.to(c.type).requires_grad_(c.is_bias_trained());
   }
-  inputs.options = {1 / std::sqrt(static_cast<double>(c.width)), c.is_causal, c.dropout, 0xABCDEF0123456789ULL};
+  inputs.options = {1 / std::sqrt(static_cast<double>(c.width)), c.is_causal, c.dropout, 0xABCDEF0123456789ULL, {}};
   return inputs;
 }
 

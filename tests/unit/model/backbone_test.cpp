@@ -95,7 +95,7 @@ TEST_F(BackboneTest, ChainsEmbeddingBlocksAndHeadUnderCanonicalNames) {
 TEST_F(BackboneTest, LeavesRobertaItsPositionsBehindThePadding) {
   const auto backbone = read(roberta());
   EXPECT_EQ(backbone.max_positions, 512);
-  EXPECT_TRUE(backbone.chain.front().embedding->positions_follow_padding);
+  EXPECT_EQ(backbone.chain.front().embedding->positions, Positions::kFollowPadding);
   EXPECT_TRUE(backbone.chain.back().head->drops_pooled);
   EXPECT_FALSE(read(mini_lm()).chain.back().head->drops_pooled);
   EXPECT_EQ(read(json(roberta()).dump()).family->model_type(), "roberta");

@@ -70,6 +70,14 @@ struct Reference {
     const auto mask = dropout_mask(x.numel(), probability, dropout_key(context, place, site)).view(x.sizes());
     return x * mask.to(at::kFloat) / (1 - probability);
   }
+  /// Element i and element i + W/2 of a head are one complex number, which turns by its angle.
+  at::Tensor turn(const at::Tensor& x) const {
+    const auto half = spec.head_width / 2;
+    const auto cos = inputs.rotary_cos.squeeze(0).narrow(-1, 0, half),
+               sin = inputs.rotary_sin.squeeze(0).narrow(-1, 0, half);
+    const auto real = x.narrow(-1, 0, half), imaginary = x.narrow(-1, half, half);
+    return at::cat({real * cos - imaginary * sin, real * sin + imaginary * cos}, -1);
+  }
   at::Tensor attend(const std::string& role, const at::Tensor& x, const at::Tensor& memory, const at::Tensor& bias,
                     bool is_causal, DropoutSite site) const {
     const auto q = linear(role + ".query", x), k = linear(role + ".key", memory), v = linear(role + ".value", memory);
@@ -78,9 +86,12 @@ struct Reference {
     for (std::int64_t head = 0; head < spec.num_heads; ++head) {
       const auto shared = head / heads_per_shared;
       const double scale = spec.attention_scale != 0 ? spec.attention_scale : 1 / std::sqrt(static_cast<double>(width));
-      auto scores =
-          at::bmm(q.narrow(-1, head * width, width), k.narrow(-1, shared * width, width).transpose(1, 2)) * scale;
+      auto one_q = q.narrow(-1, head * width, width), one_k = k.narrow(-1, shared * width, width);
+      const bool is_self = role == "attention";
+      if (is_self && spec.rotary) one_q = turn(one_q), one_k = turn(one_k);
+      auto scores = at::bmm(one_q, one_k.transpose(1, 2)) * scale;
       if (bias.defined()) scores = scores + bias.squeeze(1);
+      if (is_self && spec.has_position_bias) scores = scores + inputs.position_bias.select(1, head);
       if (is_causal) scores = scores.masked_fill(at::ones({x.size(1), x.size(1)}, at::kBool).triu(1), -1e30);
       weights_of_heads.push_back(scores.softmax(-1));
       values.push_back(v.narrow(-1, shared * width, width));
@@ -127,12 +138,22 @@ const LayerPlace kPlace{RandomDomain::kBackbone, 3};
 
 /// A filled block, its reference and inputs.
 struct Pair {
-  explicit Pair(const BlockSpec& spec) : block(spec, kPlace), reference{.spec = spec, .place = kPlace} {
+  explicit Pair(const BlockSpec& spec) : block(spec, kPlace) {
+    reference.spec = spec;
+    reference.place = kPlace;
     reference.weights = fill(block);
     x = drawn({2, 5, spec.width}, "x");
     auto bias = at::zeros({2, 1, 1, 5});
     bias.select(0, 1).narrow(-1, 3, 2).fill_(-1e30);
-    reference.inputs = {bias, drawn({2, 4, spec.width}, "memory"), bias.narrow(-1, 1, 4)};
+    reference.inputs.attention_bias = bias;
+    reference.inputs.memory = drawn({2, 4, spec.width}, "memory");
+    reference.inputs.memory_bias = bias.narrow(-1, 1, 4);
+    if (spec.has_position_bias) reference.inputs.position_bias = drawn({1, spec.num_heads, 5, 5}, "position");
+    if (spec.rotary) {
+      const auto angles = drawn({1, 1, 5, spec.head_width / 2}, "angles");
+      reference.inputs.rotary_cos = at::cat({angles, angles}, -1).cos();
+      reference.inputs.rotary_sin = at::cat({angles, angles}, -1).sin();
+    }
   }
   [[nodiscard]] at::Tensor found() const { return block.forward(x, reference.inputs, reference.context); }
   [[nodiscard]] double error() const { return (found() - reference.forward(x)).abs().max().item<double>(); }
@@ -150,11 +171,16 @@ TEST(TransformerBlock, EqualsItsEquationsForEverySpec) {
       {"epsilon", [](BlockSpec& spec) { spec.norm_epsilon = 0.1; }},
       {"gated", [](BlockSpec& spec) { spec.is_gated = true; }},
       {"relu", [](BlockSpec& spec) { spec.activation = Activation::kRelu; }},
-      {"no attention bias", [](BlockSpec& spec) { spec.has_attention_bias = false; }},
+      {"no attention bias", [](BlockSpec& spec) { spec.has_attention_bias = spec.has_output_bias = false; }},
       {"no feed-forward bias", [](BlockSpec& spec) { spec.has_feed_forward_bias = false; }},
       {"causal", [](BlockSpec& spec) { spec.is_causal = true; }},
       {"scale", [](BlockSpec& spec) { spec.attention_scale = 1; }},
       {"shared key/value heads", [](BlockSpec& spec) { spec.num_heads = 6, spec.num_key_value_heads = 2; }},
+      {"position bias", [](BlockSpec& spec) { spec.has_position_bias = true; }},
+      {"rotary positions",
+       [](BlockSpec& spec) {
+         spec.rotary = RotarySpec{{1.0, 0.1}, 1};
+       }},
       {"narrow heads", [](BlockSpec& spec) { spec.head_width = 2; }},
       {"cross-attention", [](BlockSpec& spec) { spec.has_cross_attention = true; }},
       {"pre-norm cross-attention",

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs a model as stages that are cut anywhere in the chain, handing the carry over as a transport would: a copy of
-// "hidden" alone.
+// Runs a model as stages that are cut anywhere in the chain, handing the carry over as a transport would: copies of
+// what the plan of the boundary names, in the shapes that it names.
 #pragma once
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
+#include <gtest/gtest.h>
 
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include "model/slice.h"
@@ -26,8 +28,18 @@ inline model::Carry run_in_stages(const model::Backbone& backbone, const model::
   int first = 0;
   for (const int end : cuts) {
     const model::StageSlice slice(backbone, {first, end}, weights, {});
-    const auto inputs = slice.prepare(tensors);
-    if (first > 0) carry = {{"hidden", carry.at("hidden").clone()}};
+    auto completed = tensors;
+    model::complete_decoder_inputs(backbone, completed);
+    const auto shape = model::batch_shape(backbone, completed);
+    const auto inputs = slice.prepare(std::move(completed));
+    if (first > 0) {
+      model::Carry received;
+      for (const auto& entry : model::plan_chain_carry(backbone, first, shape, at::kFloat)) {
+        EXPECT_EQ(carry.at(entry.name).sizes().vec(), entry.sizes) << entry.name;
+        received[entry.name] = carry.at(entry.name).clone();
+      }
+      carry = std::move(received);
+    }
     for (const auto& layer : slice.layers()) {
       layer->forward(carry, inputs, context);
       if (after_layer) after_layer(static_cast<int>(layer->plan().index), carry);

@@ -24,7 +24,9 @@ MethodConfig lora_config() {
 
 std::string error_of(const LoraConfig& config) {
   try {
-    static_cast<void>(plan_lora(config, *plan_tiny({}).chain[1].block));
+    const model::Backbone backbone = plan_tiny({});
+    check_lora(config, backbone);
+    static_cast<void>(plan_lora(config, *backbone.chain[1].block));
   } catch (const ConfigError& error) {
     return error.what();
   }

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the layers of a stage read of a micro-batch: checks, masks, shifted targets, rotary angles, shapes.
+// B batch, T tokens, U target tokens, W head width
+#include <ATen/ATen.h>
+#include <spdlog/fmt/fmt.h>
+#include <spdlog/fmt/ranges.h>
+
+#include <limits>
+
+#include "common/error.h"
+#include "model/slice.h"
+
+namespace espalier::model {
+
+namespace {
+
+const at::Tensor* find(const NamedTensors& tensors, const std::string& name) {
+  const auto found = tensors.find(name);
+  return found == tensors.end() ? nullptr : &found->second;
+}
+
+/// Ids outside [0, num_rows) would read past a table, on a GPU without a word.
+void check_ids(const NamedTensors& tensors, const std::string& name, std::int64_t num_rows, std::string_view key) {
+  const auto* ids = find(tensors, name);
+  if (ids == nullptr || ids->numel() == 0) return;
+  const auto lowest = ids->min().item<std::int64_t>();
+  const auto highest = ids->max().item<std::int64_t>();
+  if (lowest >= 0 && highest < num_rows) return;
+  throw ConfigError(
+      fmt::format("{}: expected ids from 0 to {} ({} of the model); found {}; was the data prepared for another model?",
+                  name, num_rows - 1, key, lowest < 0 ? lowest : highest));
+}
+
+/// Ids [rows, tokens] and the arrays that must have their shape.
+void check_tokens(const Backbone& backbone, const NamedTensors& tensors, const std::string& name,
+                  std::initializer_list<const char*> companions) {
+  const auto* ids = find(tensors, name);
+  if (ids == nullptr || ids->dim() != 2) {
+    throw ConfigError(fmt::format("{}: expected an array [rows, tokens]; found none of that shape", name));
+  }
+  for (const auto* companion : companions) {
+    const auto* other = find(tensors, companion);
+    if (other != nullptr && other->sizes() != ids->sizes()) {
+      throw ConfigError(fmt::format("{}: expected the shape of {}, [{}]; found [{}]", companion, name,
+                                    fmt::join(ids->sizes().vec(), ", "), fmt::join(other->sizes().vec(), ", ")));
+    }
+  }
+  if (backbone.max_positions > 0 && ids->size(1) > backbone.max_positions) {
+    throw ConfigError(
+        fmt::format("{}: expected at most {} tokens a row (positions of the model); found {}; shorten the rows", name,
+                    backbone.max_positions, ids->size(1)));
+  }
+  check_ids(tensors, name, backbone.vocab_size, "vocab_size");
+}
+
+void check_pixels(const PatchEmbeddingSpec& spec, const NamedTensors& tensors) {
+  const auto* pixels = find(tensors, "pixel_values");
+  const std::vector<std::int64_t> expected = {spec.num_channels, spec.height, spec.image_width};
+  if (pixels == nullptr || pixels->dim() != 4 || pixels->sizes().slice(1) != at::IntArrayRef(expected)) {
+    throw ConfigError(fmt::format(
+        "pixel_values: expected an array [rows, {}]; found {}", fmt::join(expected, ", "),
+        pixels == nullptr ? std::string("none") : fmt::format("[{}]", fmt::join(pixels->sizes().vec(), ", "))));
+  }
+}
+
+void check_inputs(const Backbone& backbone, const NamedTensors& tensors) {
+  const auto& first = backbone.chain.front();
+  if (first.patch_embedding) return check_pixels(*first.patch_embedding, tensors);
+  check_tokens(backbone, tensors, "input_ids", {"attention_mask", "token_type_ids"});
+  if (first.embedding->num_token_types > 0) {
+    check_ids(tensors, "token_type_ids", first.embedding->num_token_types, "type_vocab_size");
+  }
+  if (backbone.is_encoder_decoder()) {
+    check_tokens(backbone, tensors, "decoder_input_ids", {"decoder_attention_mask"});
+    if (tensors.at("decoder_input_ids").size(0) != tensors.at("input_ids").size(0)) {
+      throw ConfigError(fmt::format("decoder_input_ids: expected {} rows, as many as input_ids has; found {}",
+                                    tensors.at("input_ids").size(0), tensors.at("decoder_input_ids").size(0)));
+    }
+  }
+}
+
+/// [B, T] of 1 (attend) and 0 -> [B, 1, 1, T] of 0 and the lowest finite number, or -infinity where a causal row may
+/// see nothing but padding; undefined when everything is attended.
+at::Tensor attention_bias_of(const at::Tensor* mask, bool is_causal, const SliceOptions& options) {
+  if (mask == nullptr) return {};
+  const auto is_padding = mask->eq(0);
+  if (!is_padding.any().item<bool>()) return {};
+  const auto zeros = at::zeros(mask->sizes(), at::TensorOptions().dtype(at::kFloat));
+  const double lowest = is_causal                           ? -std::numeric_limits<double>::infinity()
+                        : options.compute_type == at::kHalf ? -65504.0
+                        : options.compute_type == at::kBFloat16
+                            ? static_cast<double>(std::numeric_limits<c10::BFloat16>::lowest())
+                            : static_cast<double>(std::numeric_limits<float>::lowest());
+  return zeros.masked_fill(is_padding, lowest).unsqueeze(1).unsqueeze(1).to(options.device, options.compute_type);
+}
+
+/// Ids moved one place to the right behind the start token; -100 becomes padding.
+at::Tensor shift_right(const at::Tensor& ids, std::int64_t start, std::int64_t pad) {
+  auto shifted = at::empty_like(ids);
+  shifted.select(1, 0).fill_(start);
+  shifted.narrow(1, 1, ids.size(1) - 1).copy_(ids.narrow(1, 0, ids.size(1) - 1));
+  return shifted.masked_fill(shifted.eq(-100), pad);
+}
+
+const RotarySpec* find_rotary(const Backbone& backbone) {
+  for (const auto& layer : backbone.chain) {
+    if (layer.block && layer.block->rotary) return &*layer.block->rotary;
+  }
+  return nullptr;
+}
+
+void add_rotary_angles(const RotarySpec& spec, const SliceOptions& options, StageInputs& inputs) {
+  const auto* given = find(inputs.tensors, "position_ids");
+  const auto positions = given != nullptr
+                             ? given->to(at::kFloat)
+                             : at::arange(inputs.tensors.at("input_ids").size(1), at::kFloat).unsqueeze(0);  // [1, T]
+  const auto frequencies = at::tensor(spec.frequencies, at::kDouble).to(at::kFloat);
+  const auto half = positions.cpu().unsqueeze(-1) * frequencies;  // [1 or B, T, W/2]
+  const auto angles = at::cat({half, half}, -1).unsqueeze(1);     // [1 or B, 1, T, W]
+  inputs.rotary_cos = (angles.cos() * spec.scale).to(options.device, options.compute_type);
+  inputs.rotary_sin = (angles.sin() * spec.scale).to(options.device, options.compute_type);
+}
+
+/// Length of the rows that run through the stack of `layer`.
+std::int64_t tokens_of(const LayerPlan& layer, const BatchShape& shape) {
+  return layer.stack == Stack::kDecoder ? shape.target_tokens : shape.tokens;
+}
+
+}  // namespace
+
+BatchShape batch_shape(const Backbone& backbone, const NamedTensors& tensors) {
+  const auto& first = backbone.chain.front();
+  if (first.patch_embedding) return {tensors.at("pixel_values").size(0), 1 + first.patch_embedding->num_patches(), 0};
+  const auto& ids = tensors.at("input_ids");
+  const auto* target = find(tensors, "decoder_input_ids");
+  return {ids.size(0), ids.size(1), target == nullptr ? 0 : target->size(1)};
+}
+
+void complete_decoder_inputs(const Backbone& backbone, NamedTensors& tensors) {
+  if (!backbone.is_encoder_decoder() || tensors.contains("decoder_input_ids")) return;
+  const auto* labels = find(tensors, "labels");
+  const auto* source = labels != nullptr && labels->dim() == 2 && backbone.head().is_language_model
+                           ? labels
+                           : find(tensors, "input_ids");
+  if (source == nullptr || source->dim() != 2 || source->size(1) == 0) return;  // check_inputs says what is missing
+  tensors["decoder_input_ids"] = shift_right(*source, backbone.decoder_start_token_id, backbone.pad_token_id);
+}
+
+CarryPlan plan_chain_carry(const Backbone& backbone, int first_layer, const BatchShape& shape,
+                           at::ScalarType compute_type) {
+  const auto& layer = backbone.layer(first_layer);
+  const auto& below = backbone.layer(first_layer - 1);
+  CarryPlan plan;
+  const auto width = below.final && below.final->projected_width > 0 ? below.final->projected_width : backbone.width;
+  plan.push_back({.name = "hidden", .sizes = {shape.rows, tokens_of(below, shape), width}, .dtype = compute_type});
+  const bool is_block = layer.kind == LayerKind::kBlock;
+  if (is_block && layer.stack == Stack::kDecoder && below.stack == Stack::kDecoder) {
+    plan.push_back({.name = "memory", .sizes = {shape.rows, shape.tokens, backbone.width}, .dtype = compute_type});
+  }
+  if (is_block && layer.block->has_position_bias && !layer.block->relative_bias) {
+    const auto tokens = tokens_of(layer, shape);
+    plan.push_back(
+        {.name = "position_bias", .sizes = {1, layer.block->num_heads, tokens, tokens}, .dtype = at::kFloat});
+  }
+  return plan;
+}
+
+StageInputs StageSlice::prepare(NamedTensors tensors) const {
+  check_inputs(backbone_, tensors);
+  StageInputs inputs;
+  // With a causal stack a left-padded row begins with queries that see padding alone.
+  const bool is_causal = backbone_.chain[1].block && backbone_.chain[1].block->is_causal;
+  inputs.attention_bias = attention_bias_of(find(tensors, "attention_mask"), is_causal, options_);
+  inputs.decoder_attention_bias = attention_bias_of(find(tensors, "decoder_attention_mask"), true, options_);
+  inputs.tensors = std::move(tensors);
+  if (const auto* rotary = find_rotary(backbone_)) add_rotary_angles(*rotary, options_, inputs);
+  for (auto& [name, tensor] : inputs.tensors) tensor = tensor.to(options_.device);
+  return inputs;
+}
+
+}  // namespace espalier::model
