@@ -121,7 +121,7 @@ fs::path CheckpointStore::save(std::int64_t step, const NamedTensors& tensors, c
     if (leads) fs::remove_all(temporary, ignored);
     throw;
   }
-  log_info("checkpoint", "saved {}", folder.string());
+  if (leads) log_info("checkpoint", "saved {}: {} bytes", folder.string(), stored_bytes(folder));
   return folder;
 }
 
@@ -242,6 +242,16 @@ std::unique_ptr<LoadedCheckpoint> CheckpointStore::load_latest() {
 
 std::unique_ptr<LoadedCheckpoint> CheckpointStore::load(std::int64_t step) {
   return make_loaded(folder_of(step), verify_over_ranks(step));
+}
+
+std::int64_t stored_bytes(const fs::path& folder) {
+  std::int64_t bytes = 0;
+  for (const std::string& name : names_in(folder)) {
+    std::error_code error;
+    bytes += static_cast<std::int64_t>(fs::file_size(folder / name, error));
+    if (error) throw IoError(fmt::format("{}: its size cannot be read: {}", (folder / name).string(), error.message()));
+  }
+  return bytes;
 }
 
 }  // namespace espalier::checkpoint

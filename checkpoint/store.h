@@ -88,4 +88,7 @@ class CheckpointStore {
 /// Throws: IoError (absent or damaged), ConfigError (an adapter of another format version).
 std::unique_ptr<LoadedCheckpoint> open_checkpoint(const std::filesystem::path& folder);
 
+/// Bytes of all files of a checkpoint or exported adapter, as the file system has them. Throws: IoError.
+std::int64_t stored_bytes(const std::filesystem::path& folder);
+
 }  // namespace espalier::checkpoint

@@ -93,6 +93,7 @@ class Trainer {
 
   std::int64_t start_step_ = 0;
   std::int64_t last_saved_step_ = -1;
+  std::filesystem::path last_checkpoint_;
   std::map<std::string, at::Tensor> best_tensors_;
   std::optional<double> best_value_;
   std::int64_t best_step_ = -1;

@@ -71,7 +71,7 @@ void Trainer::save(std::int64_t steps_done) {
     state["best_value"] = *best_value_;
   }
   progress_.end_line();
-  store_->save(steps_done, tensors, state);
+  last_checkpoint_ = store_->save(steps_done, tensors, state);
   last_saved_step_ = steps_done;
 }
 
@@ -135,6 +135,7 @@ void Trainer::resume() {
   }
   evaluations_since_best_ = state.value("evaluations_since_best", std::int64_t{0});
   start_step_ = loaded->step();
+  last_checkpoint_ = loaded->folder();
   last_saved_step_ = start_step_;
   optimizer_->set_num_steps(start_step_);
   if (is_writer()) {
