@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # espalier_add_test(<name> SOURCES <file>... [LIBS <folder>...] [LINK <target>...] [LABELS <label>...] [RANKS <n>...] [TORCH]
 #                   [TIMEOUT <seconds>] [ARGS <argument>...])
-# One executable; without RANKS one ctest entry, with RANKS one entry per number, started by mpirun. A program that finds no
-# device exits 77, which ctest counts as skipped.
+# One executable; without RANKS one ctest entry, with RANKS one entry per number, started by mpirun. The label gpu is for tests that
+# need a CUDA device: they are part of every build and exit 77 without one, which ctest counts as skipped.
 include_guard(GLOBAL)
 find_package(GTest REQUIRED)
 
@@ -30,6 +30,11 @@ function(espalier_add_test name)
   endforeach()
   if(arg_RANKS)
     target_link_libraries(${name} PRIVATE espalier_mpi_test_main)
+    if("gpu" IN_LIST arg_LABELS)
+      list(APPEND arg_ARGS --needs-device)
+    endif()
+  elseif("gpu" IN_LIST arg_LABELS)
+    target_link_libraries(${name} PRIVATE espalier_gpu_test_main)
   else()
     target_link_libraries(${name} PRIVATE GTest::gtest_main)
   endif()

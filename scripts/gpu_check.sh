@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # On a machine with an NVIDIA GPU and a CUDA toolkit: builds with CUDA, runs the `gpu` tests (NCCL conformance with several ranks on one
-# GPU, CPU/GPU agreement) and prints throughput and peak bytes of LST, LoRA and full fine-tuning in fp32 and bf16.
+# GPU, agreement of CPU and GPU; none may be skipped) and prints throughput and peak bytes of LST, LoRA and full fine-tuning in fp32 and bf16.
 # The quickstart's model and data must be there (scripts/quickstart.sh makes them).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,7 +13,11 @@ nvidia-smi -L || {
 }
 cmake --preset cuda
 cmake --build --preset cuda
-ctest --preset cuda -L gpu --output-on-failure
+ctest --preset cuda -L gpu --output-on-failure | tee build/cuda/gpu_tests.log
+! grep '(Skipped)$' build/cuda/gpu_tests.log || {
+  echo "gpu_check: expected every GPU test to run, found the skipped ones above" >&2
+  exit 1
+}
 
 espalier=build/cuda/bin/espalier
 runs=run/gpu_check

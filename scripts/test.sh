@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Sets up what is missing, builds, and runs every test that a machine without a GPU can run. GPU tests are not part of the CPU build, which is said.
+# Sets up what is missing, builds, and runs every test. Those that need a GPU are part of it; where they find none, they are skipped, and
+# the last line counts them.
 #   scripts/test.sh            all but the slow set
 #   scripts/test.sh --slow     the slow set too
 #   further words go to ctest, e.g. scripts/test.sh -L unit
@@ -14,5 +15,10 @@ fi
 scripts/setup.sh
 cmake --preset cpu >/dev/null
 cmake --build --preset cpu
-echo "GPU tests: none run; they are not in the CPU build (scripts/gpu_check.sh builds and runs them)" >&2
-ctest --preset cpu --output-on-failure "${exclude[@]}" "$@"
+log=build/cpu/test.log
+status=0
+ctest --preset cpu --output-on-failure "${exclude[@]}" "$@" | tee "$log" || status=$?
+gpu_tests=$(ctest --preset cpu -L gpu -N | sed -n 's/^ *Test *#[0-9]*: //p')
+skipped=$(sed -n 's/^.* - \(.*\) (Skipped)$/\1/p' "$log" | grep -cFx "$gpu_tests" || true)
+echo "GPU tests: $skipped of $(grep -c . <<<"$gpu_tests") skipped; scripts/gpu_check.sh runs them on a machine with a GPU" >&2
+exit $status

@@ -42,12 +42,14 @@ RunOutcome run_training(const RunRequest& request, Layout layout) {
     train::ModelConfig model;
     model.path = request.model;
     model.pooling = request.pooling;
+    model.device = request.device;
     const auto dataset = data::Dataset::open(request.dataset);
     train::Worker worker({model, parallel, request.peft, /*seed=*/7, dataset.info().num_labels}, train::Ranks{world});
     train::TrainerConfig config;
     config.data.global_batch_size = 12;
     config.data.micro_batch_size = 3;
     config.optimizer.learning_rate = request.learning_rate;
+    config.optimizer.epsilon = request.epsilon;
     config.gradient_sync.strategy = request.strategy;
     config.gradient_sync.bucket_bytes = 4096;
     config.parallel = parallel;

@@ -29,6 +29,8 @@ struct RunRequest {
   std::string schedule = "1f1b";
   std::string strategy = "bucketed";
   double learning_rate = 1e-2;
+  double epsilon = 1e-8;
+  std::string device = "cpu";
   std::int64_t evaluate_every_steps = 0;
 };
 
