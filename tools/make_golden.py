@@ -47,6 +47,12 @@ class Golden:
     is_head_untied: bool = False
 
     @property
+    def makes_texts(self) -> bool:
+        """Right-padded prompts of causal models have their ends in the middle: those are not gone on from."""
+        is_causal = "CausalLM" in self.model_class or "LMHead" in self.model_class
+        return "ConditionalGeneration" in self.model_class or (is_causal and self.padding != "right")
+
+    @property
     def family(self) -> str:
         return self.name.rsplit("_", 1)[0]
 
@@ -243,7 +249,6 @@ def record_layers(golden: Golden, model: torch.nn.Module, states: dict[str, torc
     def first(value: object) -> torch.Tensor:
         return (value[0] if isinstance(value, tuple) else value).detach().clone()
 
-    base.register_forward_hook(lambda _m, _i, output: states.update({"last_hidden_state": output[0].detach().clone()}))
     modules = dict(base.named_modules())
     for place, paths in STACKS[golden.family].items():
         module = next((modules[path] for path in ([paths] if isinstance(paths, str) else paths) if path in modules), None)
@@ -259,6 +264,30 @@ def record_layers(golden: Golden, model: torch.nn.Module, states: dict[str, torc
         for number, block in enumerate(module):
             block.register_forward_hook(
                 lambda _m, _i, output, name=f"{place}.{number}": states.update({f"after.{name}": first(output)}))
+
+
+def generate(model: torch.nn.Module, batch: dict[str, torch.Tensor], **options) -> torch.Tensor:
+    """New tokens of each row [ROWS, n], -1 behind the end token."""
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+    tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False, use_cache=False, **options)
+    tokens = tokens[:, 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]:]
+    if model.generation_config.eos_token_id is not None:
+        ended = (tokens == model.generation_config.eos_token_id).int().cumsum(1) > 0
+        tokens = tokens.masked_fill(ended, -1)
+    return tokens.contiguous()
+
+
+def add_generated(model: torch.nn.Module, batch: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> None:
+    """Greedy and beam search; a token that the model likes is made the end token, so that texts end at different lengths."""
+    settings = model.generation_config
+    settings.eos_token_id = settings.bos_token_id = settings.forced_eos_token_id = None
+    settings.pad_token_id = model.config.pad_token_id or 0
+    likes = generate(model, batch)
+    model.config.eos_token_id = settings.eos_token_id = int(likes[0, 4])
+    model.config.forced_eos_token_id = None
+    tensors["generated.greedy"] = generate(model, batch)
+    tensors["generated.beams"] = generate(model, batch, num_beams=4, length_penalty=0.7)
+    tensors["generated.rules"] = generate(model, batch, num_beams=3, no_repeat_ngram_size=2, min_new_tokens=4, early_stopping=True)
 
 
 def stored_state(golden: Golden, model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -291,9 +320,13 @@ def write_golden(golden: Golden, folder: Path) -> None:
             weight.data.copy_(weight.data.to(golden.stored_type))
         batch = make_batch(golden, config, random)
         output = model(**batch)
-    tensors = batch | states
+    tensors = batch | states | {"last_hidden_state": list(states.values())[-1].clone()}
     if "logits" in output:
         tensors |= {"logits": output.logits.contiguous(), "loss": output.loss.reshape(1)}
+
+    if golden.makes_texts:
+        with torch.no_grad():
+            add_generated(model, batch, tensors)
 
     folder.mkdir(parents=True, exist_ok=True)
     text = json.loads(config.to_json_string())
