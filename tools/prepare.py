@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of text + a tokenizer folder -> one HDF5 dataset. See `prepare.py --help` and docs/dataset_format.md."""
+"""Source files + a tokenizer folder -> one HDF5 dataset. See `prepare.py --help` and docs/dataset_format.md."""
 
 import sys
 

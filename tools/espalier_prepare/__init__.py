@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of text + a tokenizer folder -> one HDF5 dataset (docs/dataset_format.md).
+"""Source files + a tokenizer folder -> one HDF5 dataset (docs/dataset_format.md).
 
-Read in this order: command.py (what happens), rows.py (files -> rows), labels.py, splits.py, encoding.py (text -> ids),
-store.py (HDF5).
+Read in this order: command.py (what happens), options.py, rows.py (files -> rows, one reader per format), forms.py,
+glue.py, questions.py (rows -> examples), labels.py, splits.py, encoding.py (text -> ids), tasks.py (examples ->
+arrays), store.py (HDF5).
 """

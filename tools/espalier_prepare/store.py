@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -15,6 +15,13 @@ from .errors import InputError
 
 # Raised when an old reader would misread a new file; docs/dataset_format.md lists the versions.
 FORMAT_VERSION = 1
+
+
+def ragged(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ids one after the other (int32), and row offsets (int64)."""
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    return np.concatenate(rows).astype(np.int32, copy=False), offsets
 
 
 def ragged_text(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:

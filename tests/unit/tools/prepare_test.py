@@ -3,99 +3,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
-import sys
-import tempfile
 import unittest
-from pathlib import Path
 
 import h5py
 import numpy as np
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from prepare_case import CLS, PAD, SEP, WORDS, PrepareTest, ids_of, save_tokenizer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
-from espalier_prepare.command import main  # noqa: E402
-from espalier_prepare.splits import hash_split  # noqa: E402
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "d", "e", "f", "g", "h"]
-PAD, UNK, CLS, SEP = range(4)
-
-
-def ids_of(text: str) -> list[int]:
-    """The oracle of the tokenizer below: one id per word."""
-    return [WORDS.index(word) if word in WORDS else UNK for word in text.split()]
-
-
-def save_tokenizer(folder: Path, *, pads: bool = True) -> None:
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
-    )
-    if pads:
-        # As published tokenizers often are: with somebody's padding and truncation inside.
-        tokenizer.enable_padding(pad_id=PAD, pad_token="[PAD]", length=20)
-        tokenizer.enable_truncation(5)
-    folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
-
-
-class PrepareTest(unittest.TestCase):
-    def setUp(self) -> None:
-        scratch = tempfile.TemporaryDirectory()
-        self.addCleanup(scratch.cleanup)
-        self.folder = Path(scratch.name)
-        self.tokenizer = self.folder / "tokenizer"
-        save_tokenizer(self.tokenizer)
-        self.output = self.folder / "out.h5"
-
-    def write(self, name: str, content: str | bytes) -> Path:
-        path = self.folder / name
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return path
-
-    def prepare(self, *arguments: object) -> tuple[int, str, str]:
-        stdout, stderr = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            try:
-                code = main(["--tokenizer", str(self.tokenizer), "--output", str(self.output), *map(str, arguments)])
-            except SystemExit as error:  # argparse
-                code = int(error.code)
-        return code, stdout.getvalue(), stderr.getvalue()
-
-    def prepared(self, *arguments: object) -> str:
-        code, stdout, stderr = self.prepare(*arguments)
-        self.assertEqual(code, 0, stderr)
-        return stdout
-
-    def refused(self, *arguments: object) -> str:
-        code, stdout, stderr = self.prepare(*arguments)
-        self.assertEqual(code, 2, stdout + stderr)
-        self.assertFalse(self.output.exists())
-        self.assertEqual(list(self.folder.glob(".*.tmp")), [])
-        return stderr
-
-    def rows(self, split: str, array: str = "input_ids") -> list[list[int]]:
-        with h5py.File(self.output) as file:
-            offsets = file[split]["input_offsets"][:]
-            flat = file[split][array][:]
-        return [flat[begin:end].tolist() for begin, end in zip(offsets[:-1], offsets[1:], strict=True)]
-
-    def ids(self, split: str) -> list[str]:
-        with h5py.File(self.output) as file:
-            content, offsets = file[split]["id_bytes"][:].tobytes(), file[split]["id_offsets"][:]
-        return [content[begin:end].decode() for begin, end in zip(offsets[:-1], offsets[1:], strict=True)]
-
-    def labels(self, split: str) -> np.ndarray:
-        with h5py.File(self.output) as file:
-            return file[split]["labels"][:]
-
-    def attribute(self, name: str) -> object:
-        with h5py.File(self.output) as file:
-            return file.attrs[name]
+from espalier_prepare.splits import hash_split
 
 
 class WhatIsWritten(PrepareTest):
@@ -116,7 +32,7 @@ class WhatIsWritten(PrepareTest):
                 self.attribute(name)
                 for name in ("format_version", "task", "num_labels", "pad_token_id", "vocab_size", "max_length")
             ],
-            [1, "classification", 2, PAD, len(WORDS), 512],
+            [1, "classification", 2, PAD, len(WORDS) + 1, 512],
         )
         self.assertEqual(self.attribute("source_digest"), "sha256:" + hashlib.sha256(train.read_bytes()).hexdigest())
         self.assertEqual(
@@ -238,10 +154,6 @@ class WhatIsWritten(PrepareTest):
 class WhatIsRefused(PrepareTest):
     TABLE = ("--no-header", "--text", 0, "--label", 1)
 
-    def expect(self, stderr: str, *pieces: str) -> None:
-        for piece in pieces:
-            self.assertIn(piece, stderr)
-
     def test_every_malformed_row_by_file_and_line(self) -> None:
         named = ("--text", "t", "--label", "y")
         cases = [
@@ -295,8 +207,8 @@ class WhatIsRefused(PrepareTest):
         good = self.write("t.tsv", "a\t1\nb\t0\n")
         self.expect(self.refused("--train", self.folder / "none.tsv", *self.TABLE), "none.tsv: no such file")
         self.expect(
-            self.refused("--train", self.write("t.txt", "a\t1\n"), *self.TABLE),
-            "t.txt: expected a file that ends in .tsv",
+            self.refused("--train", self.write("t.dat", "a\t1\n"), *self.TABLE),
+            "t.dat: expected a file that ends in .tsv",
         )
         self.expect(self.refused("--train", self.write("e.tsv", ""), *self.TABLE), "e.tsv: expected at least one row")
         self.expect(
@@ -322,7 +234,7 @@ class WhatIsRefused(PrepareTest):
         good = self.write("t.tsv", "a\t1\nb\t0\n")
         cases = [
             ((), "expected either --input"),
-            (("--train", good, "--input", good), "found both"),
+            (("--train", good, "--input", good), "found --input and --train"),
             (("--input", good), "expected --split-column"),
             (("--input", good, "--test", good, "--split-column", 1), "--validation and --test"),
             (("--train", good, "--split-hash-prefix", "x"), "expected together with --input"),
@@ -331,8 +243,8 @@ class WhatIsRefused(PrepareTest):
             (("--train", good, "--task", "regression", "--label-names", "a,b"), "--task classification"),
             (("--train", good, "--label-names", "a,a"), "two different names"),
             (("--train", good, "--positive-above", 0, "--label-names", "a,b,c"), "two --label-names"),
-            (("--train", good, "--max-length", 3), "more than the 3 special tokens"),
-            (("--train", good, "--pad-token-id", 99), "padding token id in [0, 12)"),
+            (("--train", good, "--max-length", 2), "more than the 2 special tokens"),
+            (("--train", good, "--pad-token-id", 99), "padding token id in [0, 13)"),
         ]
         for options, piece in cases:
             with self.subTest(piece):

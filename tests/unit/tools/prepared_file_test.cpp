@@ -34,17 +34,26 @@ class PreparedFile : public testing::Test {
   void TearDown() override { std::filesystem::remove_all(folder_); }
 
   Dataset prepare(const std::string& table, const std::string& options) {
-    std::ofstream(folder_ / "t.tsv") << table;
+    return prepare_file("t.tsv", table, "--no-header " + options);
+  }
+
+  Dataset prepare_file(const std::string& name, const std::string& content, const std::string& options) {
+    std::ofstream(folder_ / name) << content;
     const std::string in = folder_.string() + "/";
     const std::string command =
-        std::string(ESPALIER_PYTHON " " ESPALIER_SOURCE_DIR "/tools/prepare.py --quiet --no-header --train ") + in +
-        "t.tsv --tokenizer " + in + "tokenizer --output " + in + "t.h5 --pad-token-id 0 " + options + " >" + in + "log";
+        std::string(ESPALIER_PYTHON " " ESPALIER_SOURCE_DIR "/tools/prepare.py --quiet --train ") + in + name +
+        " --tokenizer " + in + "tokenizer --output " + in + "t.h5 --pad-token-id 0 --eos-token-id 1 " + options + " >" +
+        in + "log";
     EXPECT_EQ(std::system(command.c_str()), 0) << command;
     return Dataset::open(folder_ / "t.h5");
   }
 
   std::filesystem::path folder_;
 };
+
+at::Tensor row(std::vector<std::int64_t> values) {
+  return at::tensor(values, at::kLong);
+}
 
 TEST_F(PreparedFile, OfClassifiedPairsReadsBack) {
   const Dataset dataset =
@@ -54,7 +63,6 @@ TEST_F(PreparedFile, OfClassifiedPairsReadsBack) {
   EXPECT_EQ(dataset.info().vocab_size, 5);
   EXPECT_EQ(dataset.info().max_length, 6);
   const NamedTensors batch = dataset.split("train").collate({0, 1}, 6, 4, 0);
-  const auto row = [](std::vector<std::int64_t> values) { return at::tensor(values, at::kLong); };
   EXPECT_TRUE(at::equal(batch.at("input_ids"), row({1, 2, 3, 4, 1, 3, 2, 0}).view({2, 4})));
   EXPECT_TRUE(at::equal(batch.at("attention_mask"), row({1, 1, 1, 1, 1, 1, 1, 0}).view({2, 4})));
   EXPECT_TRUE(at::equal(batch.at("token_type_ids"), row({0, 0, 0, 1, 0, 0, 1, 0}).view({2, 4})));
@@ -69,6 +77,54 @@ TEST_F(PreparedFile, OfRatedTextsReadsBack) {
                         at::tensor(std::vector<std::int64_t>{1, 3, 0, 1, 2, 0}, at::kLong).view({2, 3})));
   EXPECT_FALSE(batch.contains("token_type_ids"));
   EXPECT_TRUE(at::equal(batch.at("labels"), at::tensor({-2.0F, 0.5F})));
+}
+
+TEST_F(PreparedFile, OfTextsWithManyLabelsReadsBack) {
+  const Dataset dataset = prepare("one\tx,y\ntwo\t\n", "--text 0 --label 1 --task multi_label");
+  EXPECT_THAT(dataset.info().label_names, testing::ElementsAre("x", "y"));
+  const at::Tensor labels = dataset.split("train").collate({1, 0}, 8, 1, 0).at("labels");
+  EXPECT_TRUE(at::equal(labels, at::tensor({0.0F, 0.0F, 1.0F, 1.0F}).view({2, 2})));
+}
+
+TEST_F(PreparedFile, OfSeveralLabelColumnsReadsBack) {
+  const Dataset dataset = prepare("one\tx\t5\ntwo\ty\t6\n", "--text 0 --label 1 --extra-label 2");
+  EXPECT_THAT(dataset.info().label_columns.at("2"), testing::ElementsAre("5", "6"));
+  EXPECT_TRUE(at::equal(dataset.split("train").collate({1, 0}, 8, 1, 0).at("labels_2"), row({1, 0})));
+}
+
+TEST_F(PreparedFile, OfSourcesAndTargetsReadsBack) {
+  const Dataset dataset = prepare("one two\tthree\ntwo\tone two\n", "--text 0 --target 1 --task seq2seq");
+  EXPECT_EQ(dataset.info().task, TaskKind::kSeq2Seq);
+  const NamedTensors batch = dataset.split("train").collate({0, 1}, 8, 1, 0);
+  EXPECT_TRUE(at::equal(batch.at("input_ids"), row({1, 2, 3, 1, 3, 0}).view({2, 3})));
+  EXPECT_TRUE(at::equal(batch.at("labels"), row({1, 4, -100, 1, 2, 3}).view({2, 3})));
+}
+
+TEST_F(PreparedFile, OfPromptsAndAnswersReadsBack) {
+  for (const auto& [loss, prompt_labels] : {std::pair("answer", row({-100, -100})), std::pair("all", row({1, 2}))}) {
+    const Dataset dataset =
+        prepare("one\tthree two\n", std::string("--text 0 --target 1 --task causal_lm --loss ") + loss);
+    EXPECT_EQ(dataset.info().task, TaskKind::kCausalLm);
+    const Split& split = dataset.split("train");
+    const NamedTensors batch = split.collate({0}, 8, 4, 0);
+    EXPECT_TRUE(at::equal(batch.at("input_ids"), row({1, 2, 4, 3, 1, 0, 0, 0}).view({1, 8})));
+    EXPECT_TRUE(at::equal(batch.at("labels")[0], at::cat({prompt_labels, row({4, 3, 1, -100, -100, -100})})));
+    EXPECT_EQ(split.prompt_length(0), 2);
+    EXPECT_EQ(split.num_targets(0, 8), std::string(loss) == "all" ? 4 : 3);
+  }
+}
+
+TEST_F(PreparedFile, OfQuestionsReadsBack) {
+  const Dataset dataset =
+      prepare_file("t.jsonl", R"([{"question": {"stem": "one", "choices": [{"label": "A", "text": "two"},
+                      {"label": "B", "text": "three two"}]}, "answerKey": "B"}])",
+                   "--dataset openbookqa --format json");
+  EXPECT_EQ(dataset.info().task, TaskKind::kMultipleChoice);
+  const NamedTensors batch = dataset.split("train").collate({0}, 8, 1, 0);
+  EXPECT_TRUE(at::equal(batch.at("input_ids"), row({1, 2, 3, 0, 1, 2, 4, 3}).view({2, 4})));
+  EXPECT_TRUE(at::equal(batch.at("labels"), row({-100, -100, 3, -100, -100, -100, 4, 3}).view({2, 4})));
+  EXPECT_TRUE(at::equal(batch.at("choice_offsets"), row({0, 2})));
+  EXPECT_TRUE(at::equal(batch.at("answers"), row({1})));
 }
 
 }  // namespace
