@@ -19,7 +19,7 @@ namespace fs = std::filesystem;
 namespace espalier::checkpoint {
 namespace {
 
-constexpr const char* kFormat = "espalier-adapter";
+constexpr const char* kAdapterFormat = "espalier-adapter";
 
 /// Replacing a folder removes it: it must be an adapter or empty.
 void require_replaceable(const fs::path& folder) {
@@ -60,7 +60,7 @@ void write_adapter(const fs::path& target, const Adapter& adapter) {
     model::write_safetensors(file, tensors, {{"format", "pt"}});
     fsync_file(file);
     nlohmann::json description = adapter.description;
-    description["format"] = kFormat;
+    description["format"] = kAdapterFormat;
     description["format_version"] = kAdapterFormatVersion;
     description["tensors"] = {{"file", kAdapterTensorsName},
                               {"bytes", fs::file_size(file)},
@@ -84,10 +84,10 @@ Adapter read_adapter(const fs::path& folder) {
   try {
     const auto format = adapter.description.value("format", std::string());
     const auto version = adapter.description.value("format_version", 0);
-    if (format != kFormat || version != kAdapterFormatVersion) {
+    if (format != kAdapterFormat || version != kAdapterFormatVersion) {
       throw ConfigError(
           fmt::format("{}: expected format {} version {}, found '{}' version {}; use the Espalier that wrote it",
-                      file.string(), kFormat, kAdapterFormatVersion, format, version));
+                      file.string(), kAdapterFormat, kAdapterFormatVersion, format, version));
     }
     const nlohmann::json& tensors = adapter.description.at("tensors");
     verify_file(folder, kAdapterTensorsName, {tensors.at("bytes"), tensors.at("xxh3_128")});

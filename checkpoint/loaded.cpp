@@ -42,7 +42,7 @@ class VerifiedCheckpoint final : public LoadedCheckpoint {
     const TensorEntry& stored = entry(name);
     auto file = files_.find(stored.file);
     if (file == files_.end()) file = files_.emplace(stored.file, open(stored.file)).first;
-    read_tensor(file->second, name, stored, std::move(target));
+    read_tensor(file->second, name, stored, target);
   }
 
  private:

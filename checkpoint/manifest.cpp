@@ -10,7 +10,7 @@
 namespace espalier::checkpoint {
 namespace {
 
-constexpr const char* kFormat = "espalier-checkpoint";
+constexpr const char* kCheckpointFormat = "espalier-checkpoint";
 
 /// A file name that cannot leave the folder.
 bool is_plain_name(const std::string& name) {
@@ -53,7 +53,7 @@ void merge(Manifest& whole, const nlohmann::json& part, const std::filesystem::p
 
 std::string to_text(const Manifest& manifest) {
   nlohmann::json object = to_json(manifest);
-  object["format"] = kFormat;
+  object["format"] = kCheckpointFormat;
   object["format_version"] = kCheckpointFormatVersion;
   object["step"] = manifest.step;
   object["state"] = manifest.state;
@@ -65,10 +65,10 @@ Manifest parse_manifest(std::string_view text, const std::filesystem::path& file
   try {
     const auto format = object.value("format", std::string());
     const auto version = object.value("format_version", 0);
-    if (format != kFormat || version != kCheckpointFormatVersion) {
+    if (format != kCheckpointFormat || version != kCheckpointFormatVersion) {
       throw IoError(
           fmt::format("{}: expected format {} version {}, found '{}' version {}; use the Espalier that wrote it",
-                      file.string(), kFormat, kCheckpointFormatVersion, format, version));
+                      file.string(), kCheckpointFormat, kCheckpointFormatVersion, format, version));
     }
     Manifest manifest;
     manifest.step = object.at("step");

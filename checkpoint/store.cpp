@@ -99,7 +99,7 @@ void CheckpointStore::before(std::string_view action, const fs::path& path) cons
 }
 
 fs::path CheckpointStore::save(std::int64_t step, const NamedTensors& tensors, const nlohmann::json& state) {
-  const fs::path folder = folder_of(step);
+  fs::path folder = folder_of(step);
   const fs::path temporary = temporary_of(folder);
   const bool leads = control_.rank() == 0;
   try {
@@ -112,6 +112,7 @@ fs::path CheckpointStore::save(std::int64_t step, const NamedTensors& tensors, c
     std::string part;
     together(control_, "writing the checkpoint", [&] { part = write_own_file(temporary, tensors); });
     std::vector<std::string> parts;
+    parts.reserve(static_cast<std::size_t>(control_.num_ranks()));
     for (int rank = 0; rank < control_.num_ranks(); ++rank) parts.push_back(dist::broadcast_text(control_, part, rank));
     together(control_, "committing the checkpoint", [&] {
       if (leads) commit(step, parts, state);

@@ -81,7 +81,7 @@ void require_alike(const TensorEntry& entry, const at::Tensor& target, const std
   }
 }
 
-void read_tensor(const Hdf5File& file, const std::string& name, const TensorEntry& entry, at::Tensor target) {
+void read_tensor(const Hdf5File& file, const std::string& name, const TensorEntry& entry, const at::Tensor& target) {
   const std::string what = fmt::format("{}: tensor {}", file.path().string(), name);
   require_alike(entry, target, what);
   const StoredType& type = stored_type(target.scalar_type(), what);

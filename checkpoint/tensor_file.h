@@ -29,6 +29,6 @@ std::map<std::string, TensorEntry> write_tensor_file(const std::filesystem::path
 /// Copies a stored tensor into `target`, on any device, after checking shape, type and digest; `target` is written
 /// last.
 /// Throws: IoError naming file and tensor.
-void read_tensor(const Hdf5File& file, const std::string& name, const TensorEntry& entry, at::Tensor target);
+void read_tensor(const Hdf5File& file, const std::string& name, const TensorEntry& entry, const at::Tensor& target);
 
 }  // namespace espalier::checkpoint

@@ -22,6 +22,7 @@ class AgreedError final : public Base, public Agreed {
 
 std::vector<at::Tensor> gather(Communicator& control, const at::Tensor& input) {
   std::vector<at::Tensor> outputs;
+  outputs.reserve(static_cast<std::size_t>(control.num_ranks()));
   for (int rank = 0; rank < control.num_ranks(); ++rank) {
     outputs.push_back(at::empty_like(input));
   }

@@ -176,6 +176,7 @@ class NaiveGradientSync final : public LocalSums {
     require_open();
     const TrafficLabelScope label(replicas_, "gradient");
     std::vector<at::Tensor> totals;
+    totals.reserve(static_cast<std::size_t>(num_tensors()));
     for (int index = 0; index < num_tensors(); ++index) {
       totals.push_back(is_alone() ? sum_alone(index) : exchange(index));
     }
@@ -194,6 +195,7 @@ class NaiveGradientSync final : public LocalSums {
       return mine[0].view(shapes_[i]);
     }
     std::vector<at::Tensor> gathered;
+    gathered.reserve(static_cast<std::size_t>(replicas_.num_ranks()));
     for (int replica = 0; replica < replicas_.num_ranks(); ++replica) {
       gathered.push_back(at::empty_like(mine));
     }

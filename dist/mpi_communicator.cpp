@@ -3,7 +3,7 @@
 #include "dist/mpi_communicator.h"
 
 #include <ATen/ATen.h>
-#define OMPI_SKIP_MPICXX 1
+#define OMPI_SKIP_MPICXX 1  // NOLINT(readability-identifier-naming): Open MPI's name
 #include <mpi.h>
 #include <spdlog/fmt/fmt.h>
 
@@ -41,7 +41,9 @@ class MpiOperation final : public PendingOperation {
   ~MpiOperation() override {
     if (num_complete_ < requests_.size()) {
       // Only while unwinding: MPI may still write here, so the buffers are given up instead of freed.
-      new std::vector<at::Tensor>(std::move(kept_));
+      for (at::Tensor& tensor : kept_) {
+        (void)tensor.unsafeReleaseTensorImpl();
+      }
     }
   }
 

@@ -386,6 +386,7 @@ void run_ranks(int num_ranks, const std::function<void(Communicator& world)>& bo
     hub->fail(fmt::format("rank {} failed: {}", rank, text));
   };
   std::vector<std::thread> threads;
+  threads.reserve(static_cast<std::size_t>(num_ranks));
   for (int rank = 0; rank < num_ranks; ++rank) {
     threads.emplace_back([&, rank] {
       try {

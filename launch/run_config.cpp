@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launch/run_config.h"
 
+#include <spdlog/fmt/fmt.h>
+
 #include <algorithm>
 #include <sstream>
 #include <string_view>
@@ -40,8 +42,8 @@ std::string filter_ini(const std::string& text, const std::function<bool(std::st
       has_header = false;
     } else if (const auto equals = line.find('='); equals != std::string::npos) {
       const auto key = line.substr(0, line.find_last_not_of(' ', equals - 1) + 1);
-      if (wanted(section.empty() ? key : section + "." + key)) {
-        kept += has_header || section.empty() ? "" : "[" + section + "]\n";
+      if (wanted(section.empty() ? key : fmt::format("{}.{}", section, key))) {
+        kept += has_header || section.empty() ? "" : fmt::format("[{}]\n", section);
         has_header = true;
         kept += line + "\n";
       }

@@ -69,10 +69,11 @@ StageResult finish_stage(model::Carry outputs, model::Carry leaves, const std::v
                          bool keeps_pass) {
   StageResult result;
   model::Carry in_graph;
-  for (auto& [name, value] : outputs) {
+  for (auto& entry : outputs) {
+    auto& [name, value] = entry;
     result.outgoing.emplace(name, value.detach());
     if (value.requires_grad()) {
-      in_graph.emplace(name, std::move(value));
+      in_graph.insert(std::move(entry));
     }
   }
   if (keeps_pass && !in_graph.empty()) {

@@ -24,8 +24,8 @@ at::Device device_from(const std::string& name, int node_rank) {
         "model.device: expected a CUDA device for 'cuda', found none (no driver, or a build without CUDA); use "
         "--model.device=cpu");
   }
-  const int num_devices = static_cast<int>(at::detail::getCUDAHooks().deviceCount());
-  return at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(node_rank % std::max(1, num_devices)));
+  const auto num_devices = std::max<std::size_t>(1, at::getNumGPUs());
+  return {at::kCUDA, static_cast<c10::DeviceIndex>(static_cast<std::size_t>(node_rank) % num_devices)};
 }
 
 at::ScalarType compute_type_from(const std::string& name) {
