@@ -19,6 +19,9 @@ log=build/cpu/test.log
 status=0
 ctest --preset cpu --output-on-failure "${exclude[@]}" "$@" | tee "$log" || status=$?
 gpu_tests=$(ctest --preset cpu -L gpu -N | sed -n 's/^ *Test *#[0-9]*: //p')
-skipped=$(sed -n 's/^.* - \(.*\) (Skipped)$/\1/p' "$log" | grep -cFx "$gpu_tests" || true)
-echo "GPU tests: $skipped of $(grep -c . <<<"$gpu_tests") skipped; scripts/gpu_check.sh runs them on a machine with a GPU" >&2
+count_gpu() { grep -cFx "$gpu_tests" || true; }
+started=$(sed -n 's|^ *[0-9]*/[0-9]* Test *#[0-9]*: \([^ ]*\) .*|\1|p' "$log" | count_gpu)
+skipped=$(sed -n 's/^.* - \(.*\) (Skipped)$/\1/p' "$log" | count_gpu)
+left_out=$(($(grep -c . <<<"$gpu_tests") - started))
+echo "GPU tests: $((started - skipped)) ran, $skipped skipped, $left_out not selected (scripts/gpu_check.sh runs them on a machine with a GPU)" >&2
 exit $status
