@@ -131,7 +131,7 @@ LoraMethod::LoraMethod(const LoraConfig& config, model::StageSlice& slice, const
     });
   }
   if (slice.has_task_head()) {
-    train_layer(slice, *slice.layers().back(), weights, trained());
+    train_layer(slice, *slice.layers().back(), weights, /*copies=*/{}, trained());
   }
 }
 

@@ -37,7 +37,8 @@ model::BlockSpec shrink(const model::BlockSpec& spec, std::int64_t reduction) {
   const bool is_encoder = spec.norm_place == model::NormPlace::kAfter &&
                           spec.norm_kind == model::NormKind::kLayerNorm && !spec.is_gated &&
                           !spec.has_cross_attention && !spec.is_causal;
-  const bool has_plain_attention = spec.num_key_value_heads == spec.num_heads && spec.has_attention_bias && spec.has_output_bias;
+  const bool has_plain_attention =
+      spec.num_key_value_heads == spec.num_heads && spec.has_attention_bias && spec.has_output_bias;
   if (!is_encoder || !has_plain_attention || !spec.has_feed_forward_bias) {
     throw ConfigError(
         "peft.method=lst: expected a post-norm encoder backbone with biases and without gated feed-forward, "
@@ -159,7 +160,7 @@ LstMethod::LstMethod(const LstConfig& config, model::StageSlice& slice, const mo
       }
     } else {
       up_ = add_linear("lst.up", side_width, backbone.width, /*has_bias=*/true, seed);
-      train_layer(slice_, *layer, weights, trained_);
+      train_layer(slice_, *layer, weights, /*copies=*/{}, trained_);
     }
     side_layers_.push_back(std::move(beside));
   }

@@ -27,6 +27,9 @@ struct TrainedTensor {
   at::Tensor value;       ///< fp32 leaf that requires grad
   bool decays = true;     ///< decoupled weight decay applies (not to biases, norms, gates)
   bool is_inert = false;  ///< outside the graph (gate of a dropped layer): counted; no gradient, moments, reduction
+  /// A further place of a tied tensor, under the name of the first, which alone is counted and saved. On the slice of
+  /// the first it shares its memory, on another it has its own; what trains it is the sum of the gradients of all.
+  bool is_copy = false;
 };
 
 /// Receives the gradient of trained()[index] for one micro-batch; undefined when the graph did not reach it.
@@ -57,7 +60,8 @@ class Method {
   /// options, not on this slice.
   [[nodiscard]] virtual model::CarryPlan plan_carry(int first_layer, const model::BatchShape& shape) const = 0;
 
-  /// This slice's trained tensors, in chain order; the task head's are the last. Fixed after construction.
+  /// This slice's trained tensors, in chain order; the task head's are the last. Fixed after construction. Names repeat
+  /// for copies alone.
   [[nodiscard]] virtual const std::vector<TrainedTensor>& trained() const = 0;
 
   /// Runs the slice on one micro-batch. `keeps_pass` is false in evaluation.
@@ -98,7 +102,7 @@ void describe(OptionTable& table, MethodConfig& config);
 std::unique_ptr<Method> make_method(const MethodConfig& config, model::StageSlice& slice,
                                     const model::WeightSource& weights, std::uint64_t seed);
 
-/// Trained scalars of a whole model, head counted apart; from the plan alone.
+/// Trained scalars of a whole model, a tied one once, head counted apart; from the plan alone.
 struct TrainedCount {
   std::int64_t method = 0;
   std::int64_t head = 0;

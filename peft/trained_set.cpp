@@ -5,6 +5,7 @@
 #include <spdlog/fmt/fmt.h>
 #include <spdlog/fmt/ranges.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "common/error.h"
@@ -26,20 +27,56 @@ TrainedTensor make_trained(std::string name, const at::Tensor& value, at::Device
   at::Tensor leaf = at::empty(value.sizes(), at::TensorOptions().dtype(at::kFloat).device(device));
   leaf.copy_(value);
   leaf.requires_grad_(true);
-  return {.name = std::move(name), .value = std::move(leaf), .decays = value.dim() > 1, .is_inert = false};
+  return {.name = std::move(name), .value = std::move(leaf), .decays = value.dim() > 1};
+}
+
+Copies find_copies(const model::Backbone& backbone, const model::WeightSource& weights) {
+  std::map<std::pair<std::string, std::int64_t>, std::string> first_roles;  // by stored name and part
+  Copies copies;
+  model::visit_planned_weights(backbone, [&](const model::LayerPlan& layer, const std::string& role,
+                                             const std::vector<std::int64_t>& /*shape*/) {
+    const model::StoredWeight stored = backbone.family->stored_weight(layer, role);
+    const auto present = model::present_names(stored, weights);
+    if (present.empty()) {
+      return;
+    }
+    const std::string name = layer.name + "." + role;
+    const auto [first, is_first] = first_roles.emplace(std::pair(present.front(), stored.part), name);
+    if (!is_first) {
+      copies.emplace(name, first->second);
+    }
+  });
+  return copies;
 }
 
 void train_layer(model::StageSlice& slice, model::Layer& layer, const model::WeightSource& weights,
-                 std::vector<TrainedTensor>& trained) {
+                 const Copies& copies, std::vector<TrainedTensor>& trained) {
   const model::LayerPlan& plan = layer.plan();
   layer.visit_weights([&](const std::string& role, at::Tensor& slot, const std::vector<std::int64_t>& shape) {
-    const bool is_exact = slot.scalar_type() == at::kFloat;
-    slice.make_trainable(slot);
-    if (!is_exact) {
-      // The slot was rounded to the compute type; a weight that trains starts from what is stored.
-      slot.detach().copy_(stored_weight(slice.backbone(), plan, role, weights));
+    if (slice.backbone().family->stored_weight(plan, role).is_buffer) {
+      return;
     }
-    trained.push_back({.name = plan.name + "." + role, .value = slot, .decays = shape.size() > 1, .is_inert = false});
+    std::string name = plan.name + "." + role;
+    const auto original = copies.find(name);
+    const bool is_copy = original != copies.end();
+    if (is_copy) {
+      name = original->second;
+    }
+    const auto on_slice =
+        std::find_if(trained.begin(), trained.end(), [&](const TrainedTensor& tensor) { return tensor.name == name; });
+    if (on_slice != trained.end()) {
+      // One memory, so that one update serves all; leaves of their own, since only gradients that are summed over the
+      // micro-batches before they are added do not depend on the layout.
+      slot = on_slice->value.detach().requires_grad_();
+    } else {
+      const bool is_exact = slot.scalar_type() == at::kFloat;
+      slice.make_trainable(slot);
+      if (!is_exact) {
+        // The slot was rounded to the compute type; a weight that trains starts from what is stored.
+        slot.detach().copy_(stored_weight(slice.backbone(), plan, role, weights));
+      }
+    }
+    trained.push_back({.name = std::move(name), .value = slot, .decays = shape.size() > 1, .is_copy = is_copy});
   });
 }
 

@@ -3,6 +3,7 @@
 // reads.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -18,8 +19,15 @@ at::Tensor stored_weight(const model::Backbone& backbone, const model::LayerPlan
 /// A leaf that requires grad, holding a copy of `value` in fp32 on `device`; decays unless it has one dimension.
 TrainedTensor make_trained(std::string name, const at::Tensor& value, at::Device device);
 
-/// Makes every weight of `layer` (of `slice`) trained, under layer name + "." + role, and appends it to `trained`.
+/// Tied weights of the whole chain: each role whose stored tensor an earlier role holds too -> the first such role, by
+/// canonical names.
+using Copies = std::map<std::string, std::string>;
+Copies find_copies(const model::Backbone& backbone, const model::WeightSource& weights);
+
+/// Makes every weight of `layer` (of `slice`) trained, under layer name + "." + role, a copy under the name of its
+/// original, and appends it to `trained`. Copies on one slice are leaves of their own that share one memory. Buffers do
+/// not train.
 void train_layer(model::StageSlice& slice, model::Layer& layer, const model::WeightSource& weights,
-                 std::vector<TrainedTensor>& trained);
+                 const Copies& copies, std::vector<TrainedTensor>& trained);
 
 }  // namespace espalier::peft
