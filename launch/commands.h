@@ -12,6 +12,7 @@ using Arguments = std::vector<std::string>;
 int run_train(const Arguments& arguments);
 int run_evaluate(const Arguments& arguments);
 int run_predict(const Arguments& arguments);
+int run_generate(const Arguments& arguments);
 int run_export(const Arguments& arguments);
 int run_inspect(const Arguments& arguments);
 int run_info(const Arguments& arguments);

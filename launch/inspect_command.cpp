@@ -29,18 +29,27 @@ std::string row(const std::string& name, const std::string& value) {
   return fmt::format("  {:<22} {}\n", name, value);
 }
 
-std::string describe_model(const fs::path& folder, const InspectRequest& request) {
-  const auto backbone = model::read_backbone(folder, {.num_labels = request.num_labels});
+/// What the folder stores; a folder with config.json alone is described by its plan.
+std::string describe_weights(const fs::path& folder) {
+  if (!fs::exists(folder / "model.safetensors") && !fs::exists(folder / "model.safetensors.index.json")) {
+    return row("stored parameters", "none: config.json alone");
+  }
   const auto weights = model::open_model_folder(folder);
   std::int64_t stored = 0;
   for (const auto& name : weights->names()) {
     const auto shape = weights->shape(name);
     stored += std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
   }
+  return row("stored parameters", fmt::format("{}", stored)) + row("digest", weights->digest());
+}
+
+std::string describe_model(const fs::path& folder, const InspectRequest& request) {
+  const auto backbone = model::read_backbone(folder, {.num_labels = request.num_labels});
+  const auto all = peft::count_trained({.method = "full"}, backbone);
   std::string text = fmt::format("{}: a {} model\n", folder.string(), backbone.family->model_type());
   text += row("blocks", fmt::format("{}", backbone.num_blocks())) + row("width", fmt::format("{}", backbone.width)) +
           row("vocabulary", fmt::format("{}", backbone.vocab_size)) +
-          row("stored parameters", fmt::format("{}", stored)) + row("digest", weights->digest());
+          row("parameters", fmt::format("{}", all.method + all.head)) + describe_weights(folder);
   const auto count = peft::count_trained(request.peft, backbone);
   text += row("trained by " + request.peft.method, fmt::format("{} + head {}", count.method, count.head));
   const auto stages =

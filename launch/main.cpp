@@ -24,6 +24,7 @@ constexpr Command kCommands[] = {
     {"train", "fine-tune; alone or under mpirun", run_train},
     {"evaluate", "metrics of a split with a run's or an adapter's weights", run_evaluate},
     {"predict", "logits of a split or of plain arrays, on any layout", run_predict},
+    {"generate", "texts for the prompts of a split or of plain arrays, on any layout", run_generate},
     {"export", "write a run's trained tensors as an adapter folder", run_export},
     {"inspect", "say what a model folder, dataset, run, checkpoint or adapter holds", run_inspect},
     {"info", "versions, devices and build", run_info},

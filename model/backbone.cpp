@@ -23,6 +23,16 @@ constexpr std::pair<const char*, PlanFamily> kFamilies[] = {
     {"mistral", plan_llama}, {"vit", plan_vit},
 };
 
+/// What generation needs to know: config.json says it, generation_config.json may say otherwise.
+void read_generation(const ConfigFile& config, Backbone& backbone) {
+  if (config.has("eos_token_id")) backbone.eos_token_ids = config.integers("eos_token_id", 0);
+  backbone.forced_first_token_id = config.integer_or("forced_bos_token_id", 0, backbone.forced_first_token_id);
+  backbone.forced_last_token_id = config.integer_or("forced_eos_token_id", 0, backbone.forced_last_token_id);
+  if (backbone.is_encoder_decoder()) {
+    backbone.decoder_start_token_id = config.integer_or("decoder_start_token_id", 0, backbone.decoder_start_token_id);
+  }
+}
+
 }  // namespace
 
 int Backbone::num_blocks() const {
@@ -45,6 +55,10 @@ Backbone read_backbone(const std::filesystem::path& folder, const HeadRequest& h
     if (model_type == name) {
       auto backbone = plan(config, head);
       backbone.folder = folder;
+      read_generation(config, backbone);
+      if (std::filesystem::exists(folder / "generation_config.json")) {
+        read_generation(ConfigFile(folder / "generation_config.json"), backbone);
+      }
       return backbone;
     }
     known += (known.empty() ? "" : ", ") + std::string(name);

@@ -119,6 +119,9 @@ struct Backbone {
   double initializer_range = 0.02;
   std::int64_t pad_token_id = 0;
   std::int64_t decoder_start_token_id = -1;  ///< of an encoder-decoder
+  /// Generation: what ends a text, and what its first and last possible tokens must be (-1: anything).
+  std::vector<std::int64_t> eos_token_ids = {};
+  std::int64_t forced_first_token_id = -1, forced_last_token_id = -1;
   [[nodiscard]] int num_layers() const { return static_cast<int>(chain.size()); }
   [[nodiscard]] int num_blocks() const;
   [[nodiscard]] bool is_encoder_decoder() const { return chain.front().stack == Stack::kEncoder; }

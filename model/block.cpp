@@ -8,20 +8,25 @@
 #include <cmath>
 #include <utility>
 
+#include "common/check.h"
 #include "common/error.h"
 #include "model/attention.h"
+#include "model/attention_cache.h"
 #include "model/dropout.h"
 
 namespace espalier::model {
 
 namespace {
 
-/// [B, S, G*W] -> [B, H, S, W], a view unless key/value heads are shared.
-at::Tensor split_heads(const at::Tensor& x, std::int64_t num_stored, std::int64_t num_heads) {
-  auto heads = x.unflatten(-1, {num_stored, -1}).transpose(1, 2);  // [B, G, S, W]
-  if (num_stored == num_heads) return heads;
-  const auto repeats = num_heads / num_stored;
-  return heads.unsqueeze(2).expand({-1, -1, repeats, -1, -1}).flatten(1, 2);
+/// [B, S, G*W] -> [B, G, S, W], a view.
+at::Tensor split_heads(const at::Tensor& x, std::int64_t num_heads, std::int64_t head_width) {
+  return x.unflatten(-1, {num_heads, head_width}).transpose(1, 2);
+}
+
+/// [B, G, S, W] -> [B, H, S, W], each shared head for its H / G queries.
+at::Tensor repeat_heads(const at::Tensor& x, std::int64_t num_heads) {
+  if (x.size(1) == num_heads) return x;
+  return x.unsqueeze(2).expand({-1, -1, num_heads / x.size(1), -1, -1}).flatten(1, 2);
 }
 
 /// x [B, H, T, W] turned by the angles whose cosine and sine are given.
@@ -30,10 +35,12 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
   return x * cos + at::cat({-halves[1], halves[0]}, -1) * sin;
 }
 
-/// [T, T] of bucket numbers: exact for near keys, logarithmic up to max_distance.
-at::Tensor relative_buckets(const RelativeBiasSpec& spec, std::int64_t num_tokens, at::Device device) {
-  const auto positions = at::arange(num_tokens, at::TensorOptions().dtype(at::kLong).device(device));
-  auto distance = positions.unsqueeze(0) - positions.unsqueeze(1);  // key - query
+/// [T, S] of bucket numbers for the last T of S tokens: exact for near keys, logarithmic up to max_distance.
+at::Tensor relative_buckets(const RelativeBiasSpec& spec, std::int64_t num_queries, std::int64_t num_keys,
+                            at::Device device) {
+  const auto positions = at::arange(num_keys, at::TensorOptions().dtype(at::kLong).device(device));
+  const auto queries = positions.narrow(0, num_keys - num_queries, num_queries);
+  auto distance = positions.unsqueeze(0) - queries.unsqueeze(1);  // key - query
   auto num_buckets = spec.num_buckets;
   auto bucket = at::zeros_like(distance);
   if (spec.is_bidirectional) {
@@ -160,18 +167,18 @@ at::Tensor TransformerBlock::add_branch(const at::Tensor& x, const Norm& norm,
 at::Tensor TransformerBlock::attend(const AttentionWeights& weights, const at::Tensor& x, const at::Tensor& memory,
                                     const ScoreBias& bias, const BlockInputs* rotary, DropoutSite site,
                                     const ForwardContext& context) const {
-  const auto shared = spec_.num_key_value_heads;
-  auto q = split_heads(weights.query.forward(x, context), spec_.num_heads, spec_.num_heads);    // [B, H, T, W]
-  auto k = split_heads(weights.key.forward(memory, context), shared, spec_.num_heads);          // [B, H, S, W]
-  const auto v = split_heads(weights.value.forward(memory, context), shared, spec_.num_heads);  // [B, H, S, W]
-  if (rotary && rotary->rotary_cos.defined()) {
-    q = rotate(q, rotary->rotary_cos, rotary->rotary_sin);
-    k = rotate(k, rotary->rotary_cos, rotary->rotary_sin);
-  }
+  const bool is_memory = &weights == cross_attention_.get();
+  auto q = split_heads(weights.query.forward(x, context), spec_.num_heads, spec_.head_width);  // [B, H, T, W]
+  if (rotary && rotary->rotary_cos.defined()) q = rotate(q, rotary->rotary_cos, rotary->rotary_sin);
+  const auto [shared_k, shared_v] = keys_and_values(weights, memory, rotary, is_memory, context);
+  const auto k = repeat_heads(shared_k, spec_.num_heads);  // [B, H, S, W]
+  const auto v = repeat_heads(shared_v, spec_.num_heads);  // [B, H, S, W]
   AttentionOptions options;
   options.scale =
       spec_.attention_scale != 0 ? spec_.attention_scale : 1.0 / std::sqrt(static_cast<double>(spec_.head_width));
-  options.is_causal = bias.is_causal;
+  // One new token sees all that are cached.
+  options.is_causal = bias.is_causal && q.size(2) == k.size(2);
+  ESPALIER_CHECK(!bias.is_causal || options.is_causal || q.size(2) == 1, "a cache goes on by one token at a time");
   options.key_bias = bias.keys;
   options.dropout = context.is_training ? spec_.attention_dropout : 0;
   options.dropout_key = dropout_key(context, place_, site);
@@ -179,8 +186,25 @@ at::Tensor TransformerBlock::attend(const AttentionWeights& weights, const at::T
   return weights.output.forward(mixed, context);
 }
 
-at::Tensor TransformerBlock::relative_position_bias(std::int64_t num_tokens) const {
-  const auto buckets = relative_buckets(spec_.relative_bias.value(), num_tokens, relative_bias_.device());
+std::pair<at::Tensor, at::Tensor> TransformerBlock::keys_and_values(const AttentionWeights& weights,
+                                                                    const at::Tensor& source, const BlockInputs* rotary,
+                                                                    bool is_memory,
+                                                                    const ForwardContext& context) const {
+  const auto make = [&]() -> std::pair<at::Tensor, at::Tensor> {
+    auto k = split_heads(weights.key.forward(source, context), spec_.num_key_value_heads, spec_.head_width);
+    auto v = split_heads(weights.value.forward(source, context), spec_.num_key_value_heads, spec_.head_width);
+    if (rotary && rotary->rotary_cos.defined()) k = rotate(k, rotary->rotary_cos, rotary->rotary_sin);
+    return {std::move(k), std::move(v)};
+  };
+  if (context.cache && is_memory) return context.cache->memory(place_, make);
+  // Only a causal stack goes on token by token; an encoder runs once.
+  if (context.cache && spec_.is_causal) return context.cache->extend(place_, make());
+  return make();
+}
+
+at::Tensor TransformerBlock::relative_position_bias(std::int64_t num_tokens, std::int64_t num_cached) const {
+  const auto buckets =
+      relative_buckets(spec_.relative_bias.value(), num_tokens, num_cached + num_tokens, relative_bias_.device());
   return at::embedding(relative_bias_.to(at::kFloat), buckets).permute({2, 0, 1}).unsqueeze(0).contiguous();
 }
 

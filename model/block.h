@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "model/context.h"
@@ -72,8 +73,8 @@ struct BlockSpec {
 
 /// What a block reads besides its hidden state.
 struct BlockInputs {
-  at::Tensor attention_bias = {};  ///< additive, [B, 1, 1, T]; undefined: attend everywhere
-  at::Tensor position_bias = {};   ///< additive, [1, H, T, T]
+  at::Tensor attention_bias = {};  ///< additive, [B, 1, 1, T] (with a cache, its tokens and T); undefined: everywhere
+  at::Tensor position_bias = {};   ///< additive, [1, H, T, T] (with a cache, [1, H, T, its tokens and T])
   at::Tensor memory = {};          ///< [B, S, D] for cross-attention
   at::Tensor memory_bias = {};     ///< additive, [B, 1, 1, S]
   at::Tensor rotary_cos = {};      ///< [1 or B, 1, T, W], with rotary_sin; undefined: positions are not rotary
@@ -103,8 +104,9 @@ class TransformerBlock {
   /// The feed-forward branch with its residual and norm.
   [[nodiscard]] at::Tensor feed_forward_part(const at::Tensor& x, const ForwardContext& context) const;
 
-  /// [1, H, T, T] in fp32 from the block's own table. Requires: spec().relative_bias.
-  [[nodiscard]] at::Tensor relative_position_bias(std::int64_t num_tokens) const;
+  /// [1, H, T, num_cached + T] in fp32 from the block's own table, for the last T of that many tokens.
+  /// Requires: spec().relative_bias.
+  [[nodiscard]] at::Tensor relative_position_bias(std::int64_t num_tokens, std::int64_t num_cached) const;
 
   /// Roles: attention.{query,key,value,output}, attention.norm, cross_attention.*, feed_forward.{up,gate,down,norm},
   /// each with .weight and .bias; attention.relative_bias.weight [buckets, H].
@@ -127,6 +129,10 @@ class TransformerBlock {
     at::Tensor position, keys;  ///< [1, H, T, S], [B, 1, 1, S]
     bool is_causal = false;
   };
+  /// Keys and values that the queries of x see: of x itself, of the memory, and of what the context's cache holds.
+  [[nodiscard]] std::pair<at::Tensor, at::Tensor> keys_and_values(const AttentionWeights& weights,
+                                                                  const at::Tensor& source, const BlockInputs* rotary,
+                                                                  bool is_memory, const ForwardContext& context) const;
   [[nodiscard]] at::Tensor attend(const AttentionWeights& weights, const at::Tensor& x, const at::Tensor& memory,
                                   const ScoreBias& bias, const BlockInputs* rotary, DropoutSite site,
                                   const ForwardContext& context) const;

@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include "model/attention_cache.h"
 #include "model/slice.h"
 
 namespace espalier::model {
@@ -33,7 +34,10 @@ class BlockLayer : public Layer {
 
   void forward(Carry& carry, const StageInputs& inputs, const ForwardContext& context) const override {
     auto& hidden = carry.at("hidden");
-    if (block_.spec().relative_bias) carry["position_bias"] = block_.relative_position_bias(hidden.size(1));
+    if (block_.spec().relative_bias) {
+      const bool goes_on = context.cache != nullptr && block_.spec().is_causal;
+      carry["position_bias"] = block_.relative_position_bias(hidden.size(1), goes_on ? context.cache->num_tokens() : 0);
+    }
     hidden = block_.forward(hidden, block_inputs(plan(), carry, inputs), context);
   }
   void visit_weights(const WeightVisitor& visit) override { block_.visit_weights(visit); }

@@ -24,6 +24,7 @@ struct BatchShape {
   std::int64_t rows = 0;           ///< B
   std::int64_t tokens = 0;         ///< T; of an image, its patches and the class token
   std::int64_t target_tokens = 0;  ///< U, of the decoder of an encoder-decoder
+  std::int64_t cached_tokens = 0;  ///< generation: tokens of the generating stack before these
 };
 
 /// One tensor that crosses a boundary.

@@ -97,6 +97,19 @@ std::vector<double> ConfigFile::numbers(const std::string& key) const {
   return list.get<std::vector<double>>();
 }
 
+std::vector<std::int64_t> ConfigFile::integers(const std::string& key, std::int64_t lowest) const {
+  if (!has(key)) return {};
+  const auto list = values_[key].is_array() ? values_[key] : nlohmann::json::array({values_[key]});
+  std::vector<std::int64_t> integers;
+  for (const auto& value : list) {
+    if (!value.is_number_integer() || value.get<std::int64_t>() < lowest) {
+      refuse(key, fmt::format("a whole number of at least {}, or a list of such", lowest));
+    }
+    integers.push_back(value.get<std::int64_t>());
+  }
+  return integers;
+}
+
 ConfigFile ConfigFile::object(const std::string& key) const {
   if (!has(key)) return {path_, parent_ + key + ".", nlohmann::json::object()};
   if (!values_[key].is_object()) refuse(key, "an object");

@@ -34,6 +34,8 @@ class ConfigFile {
   [[nodiscard]] std::vector<std::string> texts(const std::string& key) const;
   /// A list of numbers; empty when not given.
   [[nodiscard]] std::vector<double> numbers(const std::string& key) const;
+  /// A whole number or a list of them, none below `lowest`; empty when not given.
+  [[nodiscard]] std::vector<std::int64_t> integers(const std::string& key, std::int64_t lowest) const;
   /// The object at `key` to be read like the file; its errors name "key.member". Empty when not given.
   [[nodiscard]] ConfigFile object(const std::string& key) const;
   /// Members of an object; 0 when not given.

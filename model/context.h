@@ -6,9 +6,12 @@
 
 namespace espalier::model {
 
+class AttentionCache;
+
 struct ForwardContext {
-  bool is_training = false;  ///< dropout is drawn
-  RandomKey key;             ///< seed, optimizer step, micro-batch of the global batch
+  bool is_training = false;         ///< dropout is drawn
+  RandomKey key;                    ///< seed, optimizer step, micro-batch of the global batch
+  AttentionCache* cache = nullptr;  ///< generation: attention reads it and goes on from there
 };
 
 /// Places inside a layer that draw dropout. Part of the random key: never renumber, add at the end.

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "common/error.h"
+#include "model/attention_cache.h"
 #include "model/dropout.h"
 
 namespace espalier::model {
@@ -43,7 +44,7 @@ void EmbeddingLayer::forward(Carry& carry, const StageInputs& inputs, const Forw
     const auto types = inputs.tensors.find("token_type_ids");
     hidden.add_(types == inputs.tensors.end() ? token_type_.select(0, 0) : at::embedding(token_type_, types->second));
   }
-  if (spec_.positions != Positions::kNone) hidden.add_(embed_positions(ids, inputs.tensors));
+  if (spec_.positions != Positions::kNone) hidden.add_(embed_positions(ids, inputs.tensors, context));
   if (spec_.has_norm) hidden = norm_.forward(hidden);
   if (context.is_training) {
     const LayerPlace place{RandomDomain::kBackbone, plan().index};
@@ -58,20 +59,24 @@ at::Tensor EmbeddingLayer::embed_tokens(const at::Tensor& ids, const ForwardCont
   return spec_.token_width > 0 ? projection_.forward(tokens, context) : tokens;
 }
 
-at::Tensor EmbeddingLayer::embed_positions(const at::Tensor& ids, const NamedTensors& tensors) const {
+at::Tensor EmbeddingLayer::embed_positions(const at::Tensor& ids, const NamedTensors& tensors,
+                                           const ForwardContext& context) const {
+  const bool goes_on = context.cache != nullptr && plan().stack != Stack::kEncoder;
+  const auto first = spec_.position_offset + (goes_on ? context.cache->num_tokens() : 0);
   switch (spec_.positions) {
     case Positions::kInOrder:
       if (const auto given = tensors.find("position_ids"); given != tensors.end()) {
         return at::embedding(position_, given->second + spec_.position_offset);
       }
-      return position_.narrow(0, spec_.position_offset, ids.size(1));
+      return position_.narrow(0, first, ids.size(1));
     case Positions::kFollowPadding:
       return at::embedding(position_, positions_after_padding(ids, spec_.pad_token_id), spec_.pad_token_id);
     case Positions::kFollowMask: {
       const auto mask = tensors.find("attention_mask");
-      return mask == tensors.end()
-                 ? position_.narrow(0, spec_.position_offset, ids.size(1))
-                 : at::embedding(position_, positions_of_attended(mask->second).add_(spec_.position_offset));
+      if (mask == tensors.end()) return position_.narrow(0, first, ids.size(1));
+      // With a cache the mask covers all tokens, the ids only the last.
+      const auto positions = positions_of_attended(mask->second).slice(1, mask->second.size(1) - ids.size(1));
+      return at::embedding(position_, positions + spec_.position_offset);
     }
     case Positions::kNone:
       break;

@@ -18,7 +18,8 @@ class EmbeddingLayer : public Layer {
  private:
   [[nodiscard]] at::Tensor embed_tokens(const at::Tensor& ids, const ForwardContext& context) const;
   /// [T, D] or [B, T, D]
-  [[nodiscard]] at::Tensor embed_positions(const at::Tensor& ids, const NamedTensors& tensors) const;
+  [[nodiscard]] at::Tensor embed_positions(const at::Tensor& ids, const NamedTensors& tensors,
+                                           const ForwardContext& context) const;
 
   EmbeddingSpec spec_;
   at::Tensor token_;  // [V, D], or the width of the tokens

@@ -28,7 +28,7 @@ struct StoredName {
   std::vector<std::string> tied_names = {};
   bool is_transposed = false;  ///< of weights only
   std::int64_t part = 0, num_parts = 1;
-  bool is_whole = false;     ///< the name is complete: no ".weight" or ".bias" follows
+  bool is_whole = false;   ///< the name is complete: no ".weight" or ".bias" follows
   bool is_buffer = false;  ///< never trained; zeros when it is absent
 };
 

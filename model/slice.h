@@ -106,9 +106,10 @@ class StageSlice {
   StageSlice(const Backbone& backbone, LayerRange range, const WeightSource& weights, const SliceOptions& options);
 
   /// Checks one micro-batch, moves it to the device and makes what every layer reads.
-  /// Requires: `tensors` on the host, through complete_decoder_inputs(). Throws: ConfigError for ids, types or lengths
-  /// that the model does not have.
-  [[nodiscard]] StageInputs prepare(NamedTensors tensors) const;
+  /// Requires: `tensors` on the host, through complete_decoder_inputs(). `goes_on`: these tokens follow cached ones,
+  /// masks cover them all, and an encoder has nothing more to read (input_ids [B, 0]). Throws: ConfigError for ids,
+  /// types or lengths that the model does not have.
+  [[nodiscard]] StageInputs prepare(NamedTensors tensors, bool goes_on = false) const;
   /// Replaces a slot of this slice by an owned fp32 leaf that requires grad. Mapped weights are read-only: whoever
   /// trains one must take it through here, which also ends the counting of its mapped bytes.
   void make_trainable(at::Tensor& slot);

@@ -63,10 +63,14 @@ void check_pixels(const PatchEmbeddingSpec& spec, const NamedTensors& tensors) {
   }
 }
 
-void check_inputs(const Backbone& backbone, const NamedTensors& tensors) {
+void check_inputs(const Backbone& backbone, const NamedTensors& tensors, bool goes_on) {
   const auto& first = backbone.chain.front();
   if (first.patch_embedding) return check_pixels(*first.patch_embedding, tensors);
-  check_tokens(backbone, tensors, "input_ids", {"attention_mask", "token_type_ids"});
+  if (goes_on) {
+    check_tokens(backbone, tensors, "input_ids", {});
+  } else {
+    check_tokens(backbone, tensors, "input_ids", {"attention_mask", "token_type_ids"});
+  }
   if (first.embedding->num_token_types > 0) {
     check_ids(tensors, "token_type_ids", first.embedding->num_token_types, "type_vocab_size");
   }
@@ -159,14 +163,14 @@ CarryPlan plan_chain_carry(const Backbone& backbone, int first_layer, const Batc
   }
   if (is_block && layer.block->has_position_bias && !layer.block->relative_bias) {
     const auto tokens = tokens_of(layer, shape);
-    plan.push_back(
-        {.name = "position_bias", .sizes = {1, layer.block->num_heads, tokens, tokens}, .dtype = at::kFloat});
+    const auto keys = tokens + (layer.block->is_causal ? shape.cached_tokens : 0);
+    plan.push_back({.name = "position_bias", .sizes = {1, layer.block->num_heads, tokens, keys}, .dtype = at::kFloat});
   }
   return plan;
 }
 
-StageInputs StageSlice::prepare(NamedTensors tensors) const {
-  check_inputs(backbone_, tensors);
+StageInputs StageSlice::prepare(NamedTensors tensors, bool goes_on) const {
+  check_inputs(backbone_, tensors, goes_on);
   StageInputs inputs;
   // With a causal stack a left-padded row begins with queries that see padding alone.
   const bool is_causal = backbone_.chain[1].block && backbone_.chain[1].block->is_causal;

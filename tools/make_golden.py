@@ -282,8 +282,8 @@ def add_generated(model: torch.nn.Module, batch: dict[str, torch.Tensor], tensor
     settings = model.generation_config
     settings.eos_token_id = settings.bos_token_id = settings.forced_eos_token_id = None
     settings.pad_token_id = model.config.pad_token_id or 0
-    likes = generate(model, batch)
-    model.config.eos_token_id = settings.eos_token_id = int(likes[0, 4])
+    likes = generate(model, batch, no_repeat_ngram_size=1)
+    model.config.eos_token_id = settings.eos_token_id = int(likes[0, 3])
     model.config.forced_eos_token_id = None
     tensors["generated.greedy"] = generate(model, batch)
     tensors["generated.beams"] = generate(model, batch, num_beams=4, length_penalty=0.7)

@@ -56,7 +56,8 @@ peft::StageResult StageExecutor::run_forward(const MicroBatch& micro_batch, cons
     incoming = receive(method_.plan_carry(slice_.range().first, micro_batch.shape), /*gradients=*/false,
                        place.stage_index - 1, dist::Channel::kForward);
   }
-  auto result = method_.forward(std::move(incoming), slice_.prepare(micro_batch.inputs), context, keeps_pass);
+  const bool goes_on = context.cache != nullptr && context.cache->num_tokens() > 0;
+  auto result = method_.forward(std::move(incoming), slice_.prepare(micro_batch.inputs, goes_on), context, keeps_pass);
   if (!place.is_last_stage()) {
     send(method_.plan_carry(next_first_layer_, micro_batch.shape), /*gradients=*/false, result.outgoing,
          place.stage_index + 1, dist::Channel::kForward);
@@ -126,6 +127,16 @@ void StageExecutor::evaluate(std::size_t count, const std::function<MicroBatch(s
     }
   }
   finish_sends();
+}
+
+model::Carry StageExecutor::generate_step(const MicroBatch& micro_batch, model::AttentionCache& cache) {
+  model::ForwardContext context;
+  context.cache = &cache;
+  auto result = run_forward(micro_batch, context, /*keeps_pass=*/false);
+  finish_sends();
+  const auto& shape = micro_batch.shape;
+  cache.advance(slice_.backbone().is_encoder_decoder() ? shape.target_tokens : shape.tokens);
+  return mesh_.place.is_last_stage() ? std::move(result.outgoing) : model::Carry{};
 }
 
 void StageExecutor::finish_sends() {

@@ -12,6 +12,7 @@
 
 #include "dist/mesh.h"
 #include "dist/schedule.h"
+#include "model/attention_cache.h"
 #include "model/slice.h"
 #include "peft/method.h"
 
@@ -46,6 +47,11 @@ class StageExecutor {
   /// Forward only, without dropout, of `count` micro-batches that `make` gives one by one.
   /// Collective: the stages of this replica, with the same micro-batches.
   void evaluate(std::size_t count, const std::function<MicroBatch(std::size_t)>& make, const OutputSink& sink);
+
+  /// One step of generation: the next tokens of all rows through the stages, reading and filling this stage's cache.
+  /// Returns what the last stage computed there, nothing elsewhere. Collective: the stages of this replica, with the
+  /// same tokens.
+  model::Carry generate_step(const MicroBatch& micro_batch, model::AttentionCache& cache);
 
  private:
   /// A carry on its way: the Work and the tensors it must keep alive.

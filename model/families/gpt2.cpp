@@ -67,7 +67,7 @@ Backbone plan_gpt2(const ConfigFile& config, const HeadRequest& request) {
   backbone.vocab_size = config.integer("vocab_size", 1);
   backbone.max_positions = config.integer("n_positions", 1);
   backbone.initializer_range = config.positive_or("initializer_range", 0.02);
-  backbone.pad_token_id = config.integer_or("pad_token_id", 0, config.integer_or("eos_token_id", 0, 0));
+  backbone.pad_token_id = config.integer_or("pad_token_id", 0, 0);
 
   EmbeddingSpec embedding;
   embedding.vocab_size = backbone.vocab_size;

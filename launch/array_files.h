@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+// Plain padded arrays in an HDF5 file, in place of a dataset (docs/predict.md).
+#pragma once
+
+#include <string>
+
+#include "model/carry.h"
+
+namespace espalier::launch {
+
+/// The arrays of `path` that a model reads, under their `transformers` names; whole numbers as int64.
+/// Throws: ConfigError naming file and array for what no model reads.
+model::NamedTensors read_arrays(const std::string& path);
+
+}  // namespace espalier::launch

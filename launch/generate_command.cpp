@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+// espalier generate: texts for the prompts of a split, or for plain padded arrays (docs/generate.md).
+#include <ATen/ATen.h>
+#include <spdlog/fmt/fmt.h>
+
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "common/durable_file.h"
+#include "common/error.h"
+#include "common/log.h"
+#include "data/sampler.h"
+#include "dist/agree.h"
+#include "launch/adapter_files.h"
+#include "launch/array_files.h"
+#include "launch/commands.h"
+#include "train/generation.h"
+
+namespace espalier::launch {
+namespace {
+
+struct GenerateRequest {
+  std::string split = "test";
+  std::string inputs;
+  std::string output;
+  std::int64_t batch_size = 16;
+  train::SearchConfig search;
+};
+
+/// Row -> generated tokens.
+using Texts = std::map<std::int64_t, train::TokenIds>;
+
+/// The prompts of `rows`: what generation goes on from, without the answer behind it.
+model::NamedTensors prompts_of(const data::Split& split, const std::vector<std::int64_t>& rows,
+                               const data::DataConfig& config) {
+  auto batch = split.collate(rows, config.max_length, config.pad_multiple, /*fixed_length=*/0);
+  auto& mask = batch.at("attention_mask");
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const auto length = std::min(split.prompt_length(rows[i]), mask.size(1));
+    mask[static_cast<std::int64_t>(i)].slice(0, length).zero_();
+  }
+  return {{"input_ids", batch.at("input_ids")}, {"attention_mask", mask}};
+}
+
+/// Collective: every rank.
+Texts generate_split(train::Worker& worker, const RunConfig& run, const GenerateRequest& request) {
+  const auto dataset = data::Dataset::open(run.data.path);
+  require_fit(worker.backbone(), dataset.info());
+  if (dataset.info().task == data::TaskKind::kMultipleChoice) {
+    throw ConfigError(
+        fmt::format("{}: expected a dataset of seq2seq or causal_lm, found multiple_choice: its answers "
+                    "are ranked, not generated; use evaluate",
+                    run.data.path));
+  }
+  const auto& split = dataset.split(request.split);
+  const auto batches = data::sequential_batches(split.num_rows(), request.batch_size);
+  const auto& place = worker.place();
+  Texts texts;
+  for (auto i = static_cast<std::size_t>(place.replica_index); i < batches.size();
+       i += static_cast<std::size_t>(place.num_replicas)) {
+    const auto generated = train::generate(worker, request.search, prompts_of(split, batches[i], run.data));
+    for (std::size_t row = 0; row < generated.size(); ++row) {
+      texts[batches[i][row]] = generated[row];
+    }
+    log_info("generate", "batch {} of {}", i + 1, batches.size());
+  }
+  return texts;
+}
+
+/// Collective: every rank.
+Texts generate_arrays(train::Worker& worker, const GenerateRequest& request) {
+  if (worker.place().num_replicas != 1) {
+    throw ConfigError(
+        "--inputs: expected one replica (plain arrays are one batch), found parallel.replicas > 1; use stages only");
+  }
+  auto arrays = read_arrays(request.inputs);
+  if (!arrays.contains("input_ids") || arrays.at("input_ids").dim() != 2) {
+    throw ConfigError(
+        fmt::format("{}: expected a dataset 'input_ids' of shape [rows, tokens], found none", request.inputs));
+  }
+  const auto ids = arrays.at("input_ids");
+  const auto mask = arrays.contains("attention_mask") ? arrays.at("attention_mask") : at::ones_like(ids);
+  if (mask.sizes() != ids.sizes()) {
+    throw ConfigError(fmt::format("{}: attention_mask: expected the shape of input_ids", request.inputs));
+  }
+  const auto generated = train::generate(worker, request.search, {{"input_ids", ids}, {"attention_mask", mask}});
+  Texts texts;
+  for (std::size_t row = 0; row < generated.size(); ++row) {
+    texts[static_cast<std::int64_t>(row)] = generated[row];
+  }
+  return texts;
+}
+
+/// Brings the texts of all replicas to rank 0 and writes them there. Collective: every rank.
+void write_texts(train::Worker& worker, const Texts& own, const std::string& output) {
+  auto& control = worker.control();
+  const auto& place = worker.place();
+  Texts texts;
+  for (int replica = 0; replica < place.num_replicas; ++replica) {
+    const auto json = dist::broadcast_text(control, nlohmann::json(own).dump(), place.world_rank_of(0, replica));
+    texts.merge(nlohmann::json::parse(json).get<Texts>());
+  }
+  std::string error;
+  if (control.rank() == 0) {
+    std::string lines;
+    for (const auto& [row, tokens] : texts) {
+      lines += nlohmann::json({{"row", row}, {"token_ids", tokens}}).dump() + "\n";
+    }
+    try {
+      write_file_durably(output, lines);
+    } catch (const Error& failure) {
+      error = failure.what();
+    }
+  }
+  dist::require_all(control, error, static_cast<int>(ExitCode::kStorage), "writing " + output);
+}
+
+}  // namespace
+
+int run_generate(const Arguments& arguments) {
+  RunConfig run;
+  WeightsRequest weights;
+  GenerateRequest request;
+  OptionTable table;
+  describe(table, run);
+  describe(table, weights);
+  train::describe(table, request.search);
+  table.add("generate.batch_size", request.batch_size)
+      .at_least(1)
+      .unit("rows")
+      .help("Prompts that are worked on together; their texts do not depend on it.");
+  table.add("split", request.split).help("Split of the dataset.");
+  table.add("inputs", request.inputs)
+      .help("HDF5 file with input_ids and attention_mask, padded on either side, in place of a dataset.");
+  table.add("output", request.output).help("JSONL file to write: row and token_ids of each generated text.");
+  if (wants_help(arguments)) {
+    print_once(
+        "usage: espalier generate --run FOLDER --split NAME --output O.jsonl\n"
+        "       espalier generate --model.path FOLDER [--adapter FOLDER] --inputs I.h5 --output O.jsonl\n\n" +
+        table.help());
+    return static_cast<int>(ExitCode::kOk);
+  }
+  return run_in_session([&](Session& session) {
+    const auto worker = make_worker_with_weights(session, arguments, table, run, weights);
+    if (request.output.empty()) {
+      throw ConfigError("--output: expected the JSONL file to write, found nothing");
+    }
+    const auto texts =
+        request.inputs.empty() ? generate_split(*worker, run, request) : generate_arrays(*worker, request);
+    write_texts(*worker, texts, request.output);
+    return static_cast<int>(ExitCode::kOk);
+  });
+}
+
+}  // namespace espalier::launch
