@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Makes the golden files of tests/unit/model/parity_test.cpp: tiny models with random weights as Hugging Face folders, and what
-`transformers` computes with them in fp32 (the state behind every layer of the chain, logits, loss).
+`transformers` computes with them in fp32 (the state behind every layer of the chain, logits, loss, and for the first of each family
+the gradients, which tests/unit/peft/gradient_parity_test.cpp reads).
 
     tools/make_golden.py            writes tests/golden/<family>_<n>/
     tools/make_golden.py --check    writes nothing; fails when the stored files are not what would be written
@@ -55,6 +56,10 @@ class Golden:
     @property
     def family(self) -> str:
         return self.name.rsplit("_", 1)[0]
+
+    @property
+    def has_gradients(self) -> bool:
+        return self.name.endswith("_1")
 
 
 def bert(layers: int, width: int, heads: int, feed_forward: int, activation: str, epsilon: float, types: int = 2) -> dict:
@@ -299,8 +304,18 @@ def stored_state(golden: Golden, model: torch.nn.Module) -> dict[str, torch.Tens
             for name, tensor in golden.edit_state(state).items()}
 
 
+def stored_gradients(golden: Golden, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The gradient of the loss for every tensor that a folder holds and that trains. Leaves the gradients as the weights."""
+    model(**batch).loss.backward()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.grad)
+    buffers = {name for name, _ in model.named_buffers()}
+    return {name: tensor for name, tensor in stored_state(golden, model).items() if name not in buffers}
+
+
 def write_golden(golden: Golden, folder: Path) -> None:
-    """Writes config.json, model.safetensors and golden.safetensors."""
+    """Writes config.json, model.safetensors, golden.safetensors and, where gradients are wanted, gradients.safetensors."""
     random = numpy.random.default_rng(sum(golden.name.encode()))
     model_class = getattr(transformers, golden.model_class)
     more = {} if golden.family == "vit" else {"vocab_size": VOCAB_SIZE}
@@ -337,6 +352,9 @@ def write_golden(golden: Golden, folder: Path) -> None:
     state = {name: tensor.contiguous() for name, tensor in stored_state(golden, model).items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "golden.safetensors")
+    if golden.has_gradients:
+        gradients = stored_gradients(golden, model, batch)
+        save_file({name: tensor.contiguous() for name, tensor in gradients.items()}, folder / "gradients.safetensors")
 
 
 def differences(stored: Path, fresh: Path) -> list[str]:
@@ -344,7 +362,10 @@ def differences(stored: Path, fresh: Path) -> list[str]:
     found = []
     if (stored / "config.json").read_text(encoding="ascii") != (fresh / "config.json").read_text(encoding="ascii"):
         found.append(f"{stored / 'config.json'}: not what would be written now")
-    for name in ("model.safetensors", "golden.safetensors"):
+    for name in sorted(path.name for path in fresh.glob("*.safetensors")):
+        if not (stored / name).is_file():
+            found.append(f"{stored / name}: missing")
+            continue
         old, new = load_file(stored / name), load_file(fresh / name)
         if old.keys() != new.keys():
             found.append(f"{stored / name}: other tensors: {sorted(old.keys() ^ new.keys())}")

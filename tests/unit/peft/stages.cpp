@@ -66,9 +66,15 @@ Stages::Stages(const TinyModel& tiny, const MethodConfig& config, int num_stages
   }
 }
 
-Step Stages::step(const model::NamedTensors& batch, const model::ForwardContext& context) {
-  const model::BatchShape shape{batch.at("input_ids").size(0), batch.at("input_ids").size(1)};
+Step Stages::step(model::NamedTensors batch, const model::ForwardContext& context, const LossGradient& loss_gradient) {
+  const auto& backbone = slices.front()->backbone();
+  model::complete_decoder_inputs(backbone, batch);
+  const model::BatchShape shape = model::batch_shape(backbone, batch);
   std::vector<StageResult> results;
+  std::map<std::string, int> places;
+  for (const TrainedTensor& tensor : trained()) {
+    EXPECT_EQ(places[tensor.name]++ > 0, tensor.is_copy) << tensor.name;
+  }
   model::Carry carry;
   for (std::size_t s = 0; s < methods.size(); ++s) {
     results.push_back(methods[s]->forward(std::move(carry), slices[s]->prepare(batch), context, /*keeps_pass=*/true));
@@ -91,7 +97,7 @@ Step Stages::step(const model::NamedTensors& batch, const model::ForwardContext&
   Step step;
   step.logits = carry.at("logits");
   step.sent_back.resize(methods.size() - 1);
-  model::Carry gradients{{"logits", logits_gradient(step.logits)}};
+  model::Carry gradients{{"logits", loss_gradient(step.logits)}};
   for (std::size_t s = methods.size(); s-- > 0;) {
     if (results[s].pass == nullptr) {
       EXPECT_TRUE(gradients.empty()) << "stage " << s << " was sent a gradient that it has no use for";
@@ -102,7 +108,10 @@ Step Stages::step(const model::NamedTensors& batch, const model::ForwardContext&
       if (gradient.defined()) {
         EXPECT_EQ(gradient.sizes(), trained.value.sizes()) << trained.name;
         EXPECT_TRUE(gradient.is_contiguous()) << trained.name;
-        EXPECT_TRUE(step.gradients.emplace(trained.name, gradient).second) << trained.name;
+        const auto [place, is_new] = step.gradients.emplace(trained.name, gradient);
+        if (!is_new) {
+          place->second = place->second + gradient;
+        }
       }
     });
     for (auto& [name, value] : gradients) {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// A small random BERT, and the stages of a method on it run by hand in one process: what an executor does, without
+// A small random BERT, and the stages of a method on a model run by hand in one process: what an executor does, without
 // ranks.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -39,10 +40,16 @@ model::ForwardContext training_context();
 
 struct Step {
   at::Tensor logits;
-  std::map<std::string, at::Tensor> gradients;  ///< by canonical name; undefined ones are left out
+  std::map<std::string, at::Tensor> gradients;  ///< by canonical name; summed over copies, undefined ones left out
   std::vector<std::vector<std::string>>
       sent_back;  ///< names of the gradients that crossed each boundary, from the first on
 };
+
+/// Gradient of a loss with respect to the logits.
+using LossGradient = std::function<at::Tensor(const at::Tensor& logits)>;
+
+/// Gradient of the mean cross-entropy against labels 0, 1, 2, ...
+at::Tensor logits_gradient(const at::Tensor& logits);
 
 /// All stages of one layout.
 class Stages {
@@ -50,7 +57,8 @@ class Stages {
   Stages(const TinyModel& tiny, const MethodConfig& config, int num_stages, const model::SliceOptions& options = {});
 
   /// Forward and backward of one micro-batch; expects every carry to be as planned.
-  Step step(const model::NamedTensors& batch, const model::ForwardContext& context);
+  Step step(model::NamedTensors batch, const model::ForwardContext& context,
+            const LossGradient& loss_gradient = logits_gradient);
   /// Logits without keeping anything.
   at::Tensor evaluate(const model::NamedTensors& batch);
 
@@ -66,9 +74,6 @@ class Stages {
 /// head.
 at::Tensor run_bare(const TinyModel& tiny, const model::NamedTensors& batch, const model::SliceOptions& options = {},
                     std::vector<at::Tensor>* hidden = nullptr);
-
-/// Gradient of the mean cross-entropy against labels 0, 1, 2, ...
-at::Tensor logits_gradient(const at::Tensor& logits);
 
 /// The loss itself, in double.
 double loss_of(const at::Tensor& logits);
