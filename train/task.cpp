@@ -19,7 +19,7 @@ bool is_shifted(TaskKind task) {
 /// The labels with -100 in the rows of wrong choices.
 at::Tensor right_choices(const at::Tensor& labels, const model::NamedTensors& inputs) {
   const auto right = inputs.at("choice_offsets").slice(/*dim=*/0, 0, -1) + inputs.at("answers");  // [questions]
-  const auto kept = at::full_like(labels, -100);
+  auto kept = at::full_like(labels, -100);
   kept.index_copy_(/*dim=*/0, right, labels.index_select(/*dim=*/0, right));
   return kept;
 }
@@ -72,6 +72,7 @@ at::Tensor task_loss(TaskKind task, const at::Tensor& logits, const model::Named
   const auto labels = inputs.at("labels");
   switch (task) {
     case TaskKind::kClassification:
+    case TaskKind::kImageClassification:
       return model::classification_loss(logits, labels.to(logits.device()), num_global_targets);
     case TaskKind::kRegression:
       return model::regression_loss(logits, labels.to(logits.device()), num_global_targets);
