@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from . import rows, splits, store
+from . import images, splits, store
 from .encoding import TextEncoder
 from .errors import InputError, Place, Problems, RowError
 from .forms import Example, Form
@@ -26,7 +26,12 @@ Source = tuple[str | None, Path]  # the split, if the file says it
 
 def find_sources(options: argparse.Namespace, form: Form) -> list[Source]:
     if options.folder is not None:
-        return [(split, path) for split, paths in form.find_files(options.folder).items() for path in paths]
+        found = form.find_files(options.folder)
+        if options.split_column is not None:
+            if found != {"train": [options.folder]}:
+                raise InputError(f"{options.folder}: expected no folders of splits beside a hash, found {list(found)}")
+            return [(None, options.folder)]
+        return [(split, path) for split, paths in found.items() for path in paths]
     sources: list[Source] = [(None, path) for path in options.input or ()]
     return sources + [(name, path) for name in splits.SPLITS for path in getattr(options, name) or ()]
 
@@ -39,7 +44,7 @@ def read_examples(
     dropped: Counter[str] = Counter()
     places: dict[tuple[str, str], Place] = {}  # of ids, for the error about a second one
     for named_split, path in sources:
-        for row in form.rows(path, rows.format_of(path, options.format)):
+        for row in form.rows(path, form.format_of(path, options.format)):
             try:
                 if isinstance(row, RowError):
                     raise row
@@ -79,7 +84,7 @@ def recorded_options(options: argparse.Namespace, sources: Sequence[Source]) -> 
     data prepared in another folder gives the same bytes."""
     files: dict[str, list[str]] = {}
     for split, path in sources:
-        files.setdefault(split or "input", []).append(path.name)
+        files.setdefault(split or "input", []).append("." if path == options.folder else path.name)
     recorded: dict[str, Any] = {"files": files}
     for key, value in vars(options).items():
         if value is None or key in ("output", "quiet", "folder", "input", *splits.SPLITS):
@@ -93,8 +98,24 @@ def source_digest(form: Form, sources: Sequence[Source]) -> str:
     digest = hashlib.sha256()
     for _, path in sources:
         for file in (path, *form.companions(path)):
-            digest.update(file.read_bytes())
+            digest.update(file.read_bytes() if file.is_file() else b"")  # a folder of images is its companions
     return "sha256:" + digest.hexdigest()
+
+
+def open_reader(options: argparse.Namespace) -> TextEncoder | images.ImageDecoder:
+    """What makes arrays of texts or of images."""
+    if options.task == images.TASK:
+        return images.ImageDecoder.from_options(options)
+    return TextEncoder.open(options.tokenizer, options.pad_token_id, options.eos_token_id)
+
+
+def token_attributes(tokenizer: TextEncoder, options: argparse.Namespace) -> dict[str, str | int]:
+    return {
+        "tokenizer_digest": tokenizer.digest,
+        "pad_token_id": tokenizer.pad_token_id,
+        "vocab_size": tokenizer.vocab_size,
+        "max_length": options.max_length,
+    }
 
 
 def drop_token_types(choice: str, tokenizer: TextEncoder, encoded: dict[str, EncodedSplit]) -> None:
@@ -110,19 +131,20 @@ def run(options: argparse.Namespace) -> None:
     check_sources(options)
     form = make_form(options)
     rule = split_rule(options)
-    tokenizer = TextEncoder.open(options.tokenizer, options.pad_token_id, options.eos_token_id)
+    reader = open_reader(options)
     problems = Problems(options.drop_malformed)
     sources = find_sources(options, form)
     parts, dropped = read_examples(options, form, sources, problems)
     parts = require_rows(splits.RULES[rule](parts, options.split_seed))
 
-    encoder = Encoder(options.task, form, tokenizer, options, problems)
+    encoder = Encoder(options.task, form, reader, options, problems)
     encoder.name_classes([example for part in parts.values() for example in part])
     sequences_per_example = 2 if options.task == "seq2seq" else 1
     total = sum(len(example.choices) or 1 for part in parts.values() for example in part) * sequences_per_example
-    with tqdm(total=total, unit=" texts", desc="tokenizing", disable=options.quiet, file=sys.stderr) as bar:
+    with tqdm(total=total, unit=" rows", desc="encoding", disable=options.quiet, file=sys.stderr) as bar:
         encoded = {name: encoder.encode(part, bar) for name, part in parts.items()}
-    drop_token_types(options.token_types, tokenizer, encoded)
+    if isinstance(reader, TextEncoder):
+        drop_token_types(options.token_types, reader, encoded)
 
     counts: dict[str, Any] = {
         name: {"rows": part.num_rows, "dropped": dropped[name], "truncated": part.num_truncated}
@@ -132,11 +154,8 @@ def run(options: argparse.Namespace) -> None:
         "format_version": store.FORMAT_VERSION,
         "task": options.task,
         **encoder.attributes(),
-        "tokenizer_digest": tokenizer.digest,
+        **(reader.attributes() if isinstance(reader, images.ImageDecoder) else token_attributes(reader, options)),
         "source_digest": source_digest(form, sources),
-        "pad_token_id": tokenizer.pad_token_id,
-        "vocab_size": tokenizer.vocab_size,
-        "max_length": options.max_length,
         "prepare_options": json.dumps(recorded_options(options, sources), sort_keys=True),
         "prepare_counts": json.dumps(counts | {"malformed": problems.counts}, sort_keys=True),
     }

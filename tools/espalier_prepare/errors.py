@@ -19,7 +19,7 @@ class RowError(InputError):
     """One row is malformed; the rows after it can still be read."""
 
     def __init__(self, place: Place, message: str) -> None:
-        super().__init__(f"{place.path}:{place.line}: {message}")
+        super().__init__(f"{place.path}:{place.line}: {message}" if place.line else f"{place.path}: {message}")
         self.place = place
 
 
@@ -28,7 +28,7 @@ class Place:
     """Where a row came from; errors name it."""
 
     path: Path
-    line: int  # from 1; in JSON and Parquet files, which have no lines: the row
+    line: int  # from 1; in JSON and Parquet files, which have no lines: the row; 0: the whole file
 
     def error(self, message: str) -> RowError:
         return RowError(self, message)

@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import InputError, Place, shorten
 from .labels import LabelRule
-from .rows import Row, Rows, read_rows
+from .rows import Row, Rows, format_of, read_rows
 
 
 @dataclass
@@ -38,6 +38,9 @@ class Form:
     files: Mapping[str, Sequence[str]] = field(default_factory=dict)  # split -> patterns, the first that matches counts
     rule: LabelRule | None = None
     class_texts: Sequence[str] = ()  # where targets are the names of classes
+
+    def format_of(self, path: Path, chosen: str | None) -> str:
+        return format_of(path, chosen)
 
     def rows(self, path: Path, file_format: str) -> Rows:
         return read_rows(path, file_format, True)

@@ -6,13 +6,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import glue, questions, rows, splits
+from . import glue, images, questions, rows, splits
 from .errors import InputError
 from .forms import COLUMN_FORMS, ColumnForm, Form, Prompt
 from .labels import LabelRule
 from .tasks import LABEL_TASKS, TASKS
 
-DATASETS = (*glue.TASKS, *COLUMN_FORMS, *questions.FORMS)
+DATASETS = (*glue.TASKS, *COLUMN_FORMS, *questions.FORMS, *images.FORMS)
 
 _DESCRIPTION = """\
 Makes one HDF5 dataset (docs/dataset_format.md) out of source files and a tokenizer folder. docs/preparation.md has an
@@ -30,6 +30,7 @@ _COLUMNS = {
     "seq2seq": ({"text", "target"}, set()),
     "causal_lm": ({"text"}, {"target"}),
 }
+_IMAGE_OPTIONS = ("image_size", "resize", "short_side", "interpolation", "color", "normalize")
 _COLUMN_OPTIONS = ("text", "text_pair", "target", "label", "extra_label")
 
 
@@ -112,7 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
     split.add_argument("--split-seed", type=int, default=42, help="of --split-rule (default: 42)")
 
     encode = parser.add_argument_group("tokens")
-    encode.add_argument("--tokenizer", type=Path, required=True, help="folder with tokenizer.json")
+    encode.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json; needed for all but images")
     encode.add_argument(
         "--max-length",
         type=int,
@@ -132,6 +133,20 @@ def make_parser() -> argparse.ArgumentParser:
         choices=("auto", "keep", "drop"),
         default="auto",
         help="auto: keep them if any is not 0 and the tokenizer's model_input_names, where given, list them",
+    )
+
+    image = parser.add_argument_group("images")
+    image.add_argument("--image-size", type=int, metavar="PIXELS", help="width and height (default: 224)")
+    image.add_argument(
+        "--resize", choices=images.RESIZES, help="crop: the centre, after the short side is resized (default: squash)"
+    )
+    image.add_argument("--short-side", type=int, metavar="PIXELS", help="of --resize crop (default: --image-size)")
+    image.add_argument("--interpolation", choices=images.FILTERS, help="default: bilinear")
+    image.add_argument("--color", choices=images.COLORS, help="default: rgb")
+    image.add_argument(
+        "--normalize",
+        metavar="HOW",
+        help=f"{', '.join(images.NORMALIZATIONS)}, or means:deviations of the channels (default: half, all 0.5)",
     )
     parser.add_argument("--output", type=Path, required=True, help="the HDF5 file; replaced only when all is done")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -156,11 +171,25 @@ def make_form(options: argparse.Namespace) -> Form:
                 f"--task: expected one of {list(form.tasks)} for --dataset {options.dataset}{template}, "
                 f"found {options.task}"
             )
+    _check_reader(options)
     if options.blocks and (options.task != "causal_lm" or options.target or options.dataset or options.max_length < 4):
         raise InputError("--blocks: expected with --task causal_lm, without --target, and --max-length 4 or more")
     if options.max_length < 1 or options.max_target_length < 1:
         raise InputError("--max-length and --max-target-length: expected at least 1")
     return form
+
+
+def _check_reader(options: argparse.Namespace) -> None:
+    """Images have no tokenizer, and texts none of the options on images."""
+    if options.task == images.TASK and options.tokenizer is not None:
+        raise InputError(f"--tokenizer: not used by --task {images.TASK}; leave it out")
+    if options.task != images.TASK:
+        if options.tokenizer is None:
+            raise InputError(f"--tokenizer: expected for --task {options.task}, found none")
+        for name in _IMAGE_OPTIONS:
+            if getattr(options, name) is not None:
+                flag = "--" + name.replace("_", "-")
+                raise InputError(f"{flag}: not used by --task {options.task}; leave it out")
 
 
 def _published_form(options: argparse.Namespace) -> Form:
@@ -172,12 +201,13 @@ def _published_form(options: argparse.Namespace) -> Form:
         raise InputError(f"{flag}: expected without --dataset, which knows its columns and labels")
     if options.dataset in glue.TASKS:
         return glue.make_form(options.dataset, options.template or "encoder")
-    return COLUMN_FORMS.get(options.dataset) or questions.FORMS[options.dataset]
+    return (COLUMN_FORMS | questions.FORMS | images.FORMS)[options.dataset]
 
 
 def _column_form(options: argparse.Namespace) -> Form:
     if options.task not in _COLUMNS:
-        raise InputError(f"--task {options.task}: expected --dataset out of {list(questions.FORMS)}")
+        forms = images.FORMS if options.task == images.TASK else questions.FORMS
+        raise InputError(f"--task {options.task}: expected --dataset out of {list(forms)}")
     needed, allowed = _COLUMNS[options.task]
     given = {name for name in _COLUMN_OPTIONS if getattr(options, name) is not None}
     given |= {"text"} if options.prompt is not None else set()
@@ -222,6 +252,9 @@ def check_sources(options: argparse.Namespace) -> None:
         raise InputError("--folder: expected together with --dataset")
     if options.train is None and (options.validation or options.test):
         raise InputError(f"--validation and --test: expected together with --train, found --{given[0]}")
+    if options.dataset == "image_folder" and options.folder is not None and options.split_hash_prefix is not None:
+        options.split_column = "id"
+        return
     if options.input is None:
         if options.split_column is not None or options.split_hash_prefix is not None:
             raise InputError(

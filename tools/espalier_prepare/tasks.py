@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from . import labels, store
+from . import images, labels, store
 from .encoding import TextEncoder, Tokens
 from .errors import InputError, Problems
 from .forms import Example, Form
 
 LABEL_TASKS = ("classification", "regression", "multi_label")
-TASKS = (*LABEL_TASKS, "seq2seq", "causal_lm", "multiple_choice")
+TASKS = (*LABEL_TASKS, "seq2seq", "causal_lm", "multiple_choice", images.TASK)
+_FEWEST_CLASSES = {"classification": 2, "multi_label": 1, "regression": 0, images.TASK: 2}
 
 
 @dataclass
@@ -35,11 +36,16 @@ class Encoder:
     """Encodes splits alike: one task, one set of classes over all of them."""
 
     def __init__(
-        self, task: str, form: Form, tokenizer: TextEncoder, options: argparse.Namespace, problems: Problems
+        self,
+        task: str,
+        form: Form,
+        reader: TextEncoder | images.ImageDecoder,
+        options: argparse.Namespace,
+        problems: Problems,
     ) -> None:
         self.task = task
         self.form = form
-        self.tokenizer = tokenizer
+        self.reader = reader
         self.options = options
         self.problems = problems
         self.names: list[str] = list(form.class_texts)
@@ -47,11 +53,10 @@ class Encoder:
 
     def name_classes(self, examples: Sequence[Example]) -> None:
         """Fixes the classes: all of any split."""
-        if self.task not in LABEL_TASKS:
+        if self.task not in _FEWEST_CLASSES:
             return
         self.names = self.form.rule.class_names([example.label for example in examples])
-        fewest = {"classification": 2, "multi_label": 1, "regression": 0}[self.task]
-        if len(self.names) < fewest:
+        if len(self.names) < _FEWEST_CLASSES[self.task]:
             raise InputError(f"expected at least two classes in the labels, found {self.names}")
         for index, column in enumerate(self.options.extra_label or ()):
             if not re.fullmatch(r"\w+", column, re.ASCII):
@@ -60,7 +65,7 @@ class Encoder:
             self.column_names[column] = labels.LabelRule(self.task).class_names(values)
 
     def attributes(self) -> dict[str, str | int]:
-        count = {"regression": 1, "classification": len(self.names), "multi_label": len(self.names)}.get(self.task, 0)
+        count = 1 if self.task == "regression" else len(self.names) if self.task in _FEWEST_CLASSES else 0
         attributes: dict[str, str | int] = {"num_labels": count, "label_names": json.dumps(self.names)}
         if self.column_names:
             attributes["label_columns"] = json.dumps(self.column_names, sort_keys=True)
@@ -71,12 +76,13 @@ class Encoder:
             "seq2seq": self._seq2seq,
             "causal_lm": self._blocks if self.options.blocks else self._causal,
             "multiple_choice": self._choices,
+            images.TASK: self._images,
         }.get(self.task, self._labelled)
         return encode(examples, progress)
 
     def _labelled(self, examples: Sequence[Example], progress: Any) -> EncodedSplit:
         texts, pairs = [example.text for example in examples], [example.pair for example in examples]
-        rows = self.tokenizer.encode(texts, pairs if pairs[0] is not None else None, self.options.max_length, progress)
+        rows = self.reader.encode(texts, pairs if pairs[0] is not None else None, self.options.max_length, progress)
         examples, groups = self._usable(examples, [[row] for row in rows])
         values = [example.label for example in examples]
         arrays = {"labels": labels.to_array(self.task, self.names, values)}
@@ -87,13 +93,37 @@ class Encoder:
         if self.task == "regression":
             about = f"{min(values):g} to {max(values):g}, mean {np.mean(values):.4g}"
         else:
-            counts = Counter(name for value in values for name in (value if isinstance(value, list) else [value]))
-            about = ", ".join(f"{name} {counts[name]}" for name in self.names[:8])
-            about += ", ..." if len(self.names) > 8 else ""
+            about = self._about_classes(values)
         return _encoded(examples, groups, _firsts(groups), arrays, about)
 
+    def _about_classes(self, values: Sequence[Any]) -> str:
+        counts = Counter(name for value in values for name in (value if isinstance(value, list) else [value]))
+        about = ", ".join(f"{name} {counts[name]}" for name in self.names[:8])
+        return about + (", ..." if len(self.names) > 8 else "")
+
+    def _images(self, examples: Sequence[Example], progress: Any) -> EncodedSplit:
+        pixels = np.empty((len(examples), *self.reader.shape), dtype=np.uint8)
+        usable: list[Example] = []
+        for example in examples:
+            try:
+                pixels[len(usable)] = self.reader.decode(example.text)
+                usable.append(example)
+            except ValueError as error:
+                self.problems.add(example.place.error(str(error)))
+            progress.update(1)
+        self._require_usable(usable)
+        values = [example.label for example in usable]
+        id_bytes, id_offsets = store.ragged_text([example.id for example in usable])
+        arrays = {
+            "pixels": pixels[: len(usable)],
+            "labels": labels.to_array("classification", self.names, values),
+            "id_bytes": id_bytes,
+            "id_offsets": id_offsets,
+        }
+        return EncodedSplit(arrays, len(usable), np.zeros(1, dtype=np.int64), 0, self._about_classes(values))
+
     def _seq2seq(self, examples: Sequence[Example], progress: Any) -> EncodedSplit:
-        encode, options = self.tokenizer.encode, self.options
+        encode, options = self.reader.encode, self.options
         sources = encode([example.text for example in examples], None, options.max_length, progress)
         targets = encode([example.target for example in examples], None, options.max_target_length, progress)
         examples, groups = self._usable(examples, [list(pair) for pair in zip(sources, targets, strict=True)])
@@ -105,7 +135,7 @@ class Encoder:
         prompts = [example.text for example in examples]
         has_answers = examples[0].target is not None
         answers = [self.options.answer_prefix + example.target for example in examples] if has_answers else None
-        rows = self.tokenizer.encode_continuations(prompts, answers, self.options.max_length, True, progress)
+        rows = self.reader.encode_continuations(prompts, answers, self.options.max_length, True, progress)
         examples, groups = self._usable(examples, [[row] for row in rows])
         rows = _firsts(groups)
         learns_all = has_answers and self.options.loss == "all"
@@ -117,7 +147,7 @@ class Encoder:
 
     def _blocks(self, examples: Sequence[Example], progress: Any) -> EncodedSplit:
         texts = [example.text for example in examples]
-        rows = self.tokenizer.encode_blocks(texts, self.options.max_length, progress)
+        rows = self.reader.encode_blocks(texts, self.options.max_length, progress)
         blocks = [Example(examples[0].place, str(index), "") for index in range(len(rows))]
         arrays = {"prompt_lengths": _prompt_lengths(rows)}
         return _encoded(blocks, [[row] for row in rows], rows, arrays, f"blocks of {len(examples)} texts")
@@ -125,7 +155,7 @@ class Encoder:
     def _choices(self, examples: Sequence[Example], progress: Any) -> EncodedSplit:
         prompts = [example.text for example in examples for _ in example.choices]
         answers = [self.options.answer_prefix + choice for example in examples for choice in example.choices]
-        flat = iter(self.tokenizer.encode_continuations(prompts, answers, self.options.max_length, False, progress))
+        flat = iter(self.reader.encode_continuations(prompts, answers, self.options.max_length, False, progress))
         examples, groups = self._usable(examples, [[next(flat) for _ in example.choices] for example in examples])
         rows = [row for group in groups for row in group]
         arrays = {
@@ -150,10 +180,13 @@ class Encoder:
                 usable.append((example, group))
             else:
                 self.problems.add(example.place.error(problem))
+        self._require_usable(usable)
+        return [example for example, _ in usable], [group for _, group in usable]
+
+    def _require_usable(self, usable: Sequence[Any]) -> None:
         self.problems.require_none()
         if not usable:
             raise InputError("expected at least one usable row in every split, found none")
-        return [example for example, _ in usable], [group for _, group in usable]
 
 
 def _encoded(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts that stand for classes or numbers (GLUE with the templates of T5): the metrics of docs/evaluate.md from words.
+"""Texts that stand for classes or numbers (GLUE with the templates of T5): the metrics of train/metrics.cpp from words.
 A text that is no class is a wrong guess of none of them; one that is no number is -1, as in T5's own code."""
 
 from __future__ import annotations

@@ -66,10 +66,13 @@ class PrepareTest(unittest.TestCase):
         return path
 
     def prepare(self, *arguments: object) -> tuple[int, str, str]:
+        return self.run_main("--tokenizer", self.tokenizer, *arguments)
+
+    def run_main(self, *arguments: object) -> tuple[int, str, str]:
         stdout, stderr = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             try:
-                code = main(["--tokenizer", str(self.tokenizer), "--output", str(self.output), *map(str, arguments)])
+                code = main(["--output", str(self.output), *map(str, arguments)])
             except SystemExit as error:  # argparse
                 code = int(error.code)
         return code, stdout.getvalue(), stderr.getvalue()
