@@ -5,6 +5,7 @@
 #include <ATen/core/grad_mode.h>
 #include <spdlog/fmt/fmt.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -54,23 +55,32 @@ Trainer::Trainer(const TrainerConfig& config, Worker& worker, const data::Datase
   require_metric(dataset.info().task, metric_);
   const auto& trained = worker.method().trained();
   std::vector<at::Tensor> active_tensors;
+  std::vector<std::string> active_names;
   std::vector<optim::Parameter> parameters;
+  std::int64_t num_counted = 0;
   for (int i = 0; i < static_cast<int>(trained.size()); ++i) {
     const auto& tensor = trained[static_cast<std::size_t>(i)];
     if (!tensor.is_inert) {
       active_.push_back(i);
       active_tensors.push_back(tensor.value);
-      parameters.push_back({tensor.name, tensor.value, tensor.decays});
+      const bool owns_memory = std::find(active_names.begin(), active_names.end(), tensor.name) == active_names.end();
+      if (owns_memory) {
+        updated_.push_back(active_.size() - 1);
+        parameters.push_back({tensor.name, tensor.value, tensor.decays});
+      }
+      active_names.push_back(tensor.name);
+      num_counted += tensor.is_copy ? 0 : 1;
     }
   }
   auto counts = at::zeros({worker.place().num_stages}, at::kLong);
   if (worker.place().replica_index == 0) {
-    counts[worker.place().stage_index] = static_cast<std::int64_t>(active_.size());
+    counts[worker.place().stage_index] = num_counted;
   }
   worker.control().all_reduce(counts).wait();
   tensors_of_stage_.assign(counts.const_data_ptr<std::int64_t>(),
                            counts.const_data_ptr<std::int64_t>() + counts.numel());
   sync_ = dist::make_gradient_sync(config.gradient_sync, *worker.mesh().replicas, active_tensors);
+  tied_ = std::make_unique<TiedGradients>(worker.mesh(), active_names);
   optimizer_ = std::make_unique<optim::AdamW>(config.optimizer, std::move(parameters));
   store_ = std::make_unique<checkpoint::CheckpointStore>(folder_.checkpoints(), worker.control(),
                                                          static_cast<int>(config.checkpoint.keep));
@@ -86,6 +96,10 @@ std::int64_t Trainer::num_steps() const {
   return config_.train.max_steps > 0 ? config_.train.max_steps : config_.train.epochs * sampler_.steps_per_epoch();
 }
 
+const peft::TrainedTensor& Trainer::trained_at(std::size_t active) const {
+  return worker_.method().trained()[static_cast<std::size_t>(active_[active])];
+}
+
 std::map<std::string, at::Tensor> Trainer::trained_by_name() const {
   std::map<std::string, at::Tensor> tensors;
   for (const auto& tensor : worker_.method().trained()) {
@@ -98,7 +112,7 @@ void Trainer::check_gradient_flow(const std::vector<int>& contributions, bool ha
   std::vector<std::string> missing;
   for (std::size_t i = 0; had_micro_batches && i < active_.size(); ++i) {
     if (contributions[i] == 0) {
-      missing.push_back(worker_.method().trained()[static_cast<std::size_t>(active_[i])].name);
+      missing.push_back(trained_at(i).name);
     }
   }
   const auto text = missing.empty()
@@ -155,9 +169,14 @@ Trainer::StepReport Trainer::run_step(std::int64_t step) {
                                                         sync_->ready(active, m, std::move(gradient));
                                                       }
                                                     });
-  auto gradients = sync_->finish();
+  auto sums = sync_->finish();
   if (step == start_step_) {
     check_gradient_flow(contributions, range.size() > 0);
+  }
+  tied_->add(sums);
+  std::vector<at::Tensor> gradients;  // as the optimizer has its parameters
+  for (const auto updated : updated_) {
+    gradients.push_back(std::move(sums[updated]));
   }
 
   // One exchange a step. A loss or norm is written by one rank and zero elsewhere, so the sum is exact and alike
@@ -178,7 +197,12 @@ Trainer::StepReport Trainer::run_step(std::int64_t step) {
   }
   if (place.replica_index == 0) {
     const auto squared = optim::squared_norms(gradients);
-    std::copy(squared.begin(), squared.end(), slots + own_begin);
+    auto* slot = slots + own_begin;
+    for (std::size_t i = 0; i < squared.size(); ++i) {
+      if (!trained_at(updated_[i]).is_copy) {
+        *slot++ = squared[i];
+      }
+    }
   }
   worker_.control().all_reduce(exchange).wait();
   slots = exchange.mutable_data_ptr<double>();
@@ -230,13 +254,16 @@ void Trainer::run_evaluation(std::int64_t steps_done) {
 }
 
 void Trainer::record_memory() {
-  std::int64_t trained = 0;
-  for (const auto& tensor : worker_.method().trained()) {
-    trained += static_cast<std::int64_t>(tensor.value.nbytes());
+  std::int64_t trained = 0, gradients = 0;
+  for (const auto& [name, tensor] : trained_by_name()) {
+    trained += static_cast<std::int64_t>(tensor.nbytes());
+  }
+  for (std::size_t i = 0; i < active_.size(); ++i) {
+    gradients += static_cast<std::int64_t>(trained_at(i).value.nbytes());
   }
   ledger_.set_memory(MemoryKind::kFrozen, worker_.slice().frozen_bytes());
   ledger_.set_memory(MemoryKind::kTrained, trained);
-  ledger_.set_memory(MemoryKind::kGradient, trained);
+  ledger_.set_memory(MemoryKind::kGradient, gradients);
   ledger_.set_memory(MemoryKind::kOptimizer, optimizer_->state_bytes());
 }
 

@@ -21,6 +21,7 @@
 #include "train/metrics.h"
 #include "train/progress.h"
 #include "train/run_folder.h"
+#include "train/tied_gradients.h"
 #include "train/worker.h"
 
 namespace espalier::train {
@@ -73,6 +74,9 @@ class Trainer {
   void resume();
   void record_memory();
   [[nodiscard]] nlohmann::json summarize(std::int64_t steps_done, bool is_stopped);
+  /// The trained tensor of a place in active_.
+  [[nodiscard]] const peft::TrainedTensor& trained_at(std::size_t active) const;
+  /// Of this stage; places of a tied tensor share one name and one memory.
   [[nodiscard]] std::map<std::string, at::Tensor> trained_by_name() const;
   [[nodiscard]] bool is_writer() const;
 
@@ -85,8 +89,10 @@ class Trainer {
   RunFolder folder_;
   std::unique_ptr<checkpoint::CheckpointStore> store_;
   std::vector<int> active_;                     ///< indices into the method's trained tensors that are not inert
-  std::vector<std::int64_t> tensors_of_stage_;  ///< active tensors of each stage, for the order of the global norm
+  std::vector<std::size_t> updated_;            ///< places in active_ of the tensors that own their memory
+  std::vector<std::int64_t> tensors_of_stage_;  ///< tensors of each stage that the global norm counts, for its order
   std::unique_ptr<dist::GradientSync> sync_;
+  std::unique_ptr<TiedGradients> tied_;
   std::unique_ptr<optim::AdamW> optimizer_;
   std::string metric_;
   Progress progress_;

@@ -50,15 +50,18 @@ void Trainer::save(std::int64_t steps_done) {
   }
   checkpoint::NamedTensors tensors;
   if (worker_.place().replica_index == 0) {
-    for (const auto& [name, tensor] : trained_by_name()) {
-      tensors.emplace(kTrainedPrefix + name, tensor);
+    std::set<std::string> saved;
+    for (const auto& tensor : worker_.method().trained()) {
+      if (!tensor.is_copy) saved.insert(tensor.name);
     }
-    for (const auto& [name, tensor] : optimizer_->state()) {
-      tensors.emplace(kMomentPrefix + name, tensor);
-    }
-    for (const auto& [name, tensor] : best_tensors_) {
-      tensors.emplace(kBestPrefix + name, tensor);
-    }
+    const auto add = [&](const char* prefix, const std::map<std::string, at::Tensor>& by_name) {
+      for (const auto& [name, tensor] : by_name) {
+        if (saved.contains(name.substr(0, name.find('/')))) tensors.emplace(prefix + name, tensor);
+      }
+    };
+    add(kTrainedPrefix, trained_by_name());
+    add(kMomentPrefix, optimizer_->state());
+    add(kBestPrefix, best_tensors_);
   }
   nlohmann::json state = {{"step", steps_done},
                           {"options", config_.numeric_options},

@@ -8,6 +8,7 @@
 #include "common/error.h"
 #include "common/log.h"
 #include "dist/agree.h"
+#include "peft/trained_set.h"
 #include "train/device.h"
 
 namespace espalier::train {
@@ -36,13 +37,20 @@ ParameterCount Worker::count_parameters() {
   auto counts = at::zeros({2}, at::kLong);
   if (mesh_.place.replica_index == 0) {
     for (const auto& tensor : method_->trained()) {
-      counts[0] += tensor.value.numel();
+      counts[0] += tensor.is_copy ? 0 : tensor.value.numel();
     }
-    slice_->visit_weights([&](const std::string&, at::Tensor& slot, const std::vector<std::int64_t>&) {
-      if (slot.defined() && !slot.requires_grad()) {
-        counts[1] += slot.numel();
-      }
-    });
+    const auto copies = peft::find_copies(backbone_, *weights_);
+    for (const auto& layer : slice_->layers()) {
+      const auto& plan = layer->plan();
+      layer->visit_weights(
+          [&](const std::string& role, const at::Tensor& slot, const std::vector<std::int64_t>& /*shape*/) {
+            const bool is_counted =
+                !copies.contains(plan.name + "." + role) && !backbone_.family->stored_weight(plan, role).is_buffer;
+            if (is_counted && slot.defined() && !slot.requires_grad()) {
+              counts[1] += slot.numel();
+            }
+          });
+    }
   }
   mesh_.control->all_reduce(counts).wait();
   return {counts[0].item<std::int64_t>(), counts[1].item<std::int64_t>()};

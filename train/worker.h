@@ -34,7 +34,7 @@ struct WorkerConfig {
 /// Collated host tensors with the shape that carries are planned from.
 MicroBatch make_micro_batch(const model::Backbone& backbone, int index, model::NamedTensors inputs);
 
-/// Scalars of the whole model, over all stages of one replica.
+/// Scalars of the whole model, over all stages of one replica; tied ones once, buffers not.
 struct ParameterCount {
   std::int64_t trained = 0;
   std::int64_t frozen = 0;

@@ -14,6 +14,8 @@ struct Rows {
   std::vector<std::int64_t> offsets{0};
   std::vector<std::int64_t> classes;
   std::vector<float> targets;
+  std::vector<std::int32_t> target_ids;
+  std::vector<std::int64_t> target_offsets{0};
   std::vector<std::uint8_t> id_bytes;
   std::vector<std::int64_t> id_offsets{0};
 };
@@ -29,7 +31,9 @@ Rows draw_rows(const TinyDataset& dataset, std::int64_t num_rows, const std::str
       const auto id = 3 + static_cast<std::int64_t>(sequence.next_below(static_cast<std::uint64_t>(dataset.vocab - 3)));
       first = token == 0 ? id : first;
       rows.ids.push_back(static_cast<std::int32_t>(id));
+      if (token < 1 + row % 5) rows.target_ids.push_back(static_cast<std::int32_t>(id));
     }
+    rows.target_offsets.push_back(static_cast<std::int64_t>(rows.target_ids.size()));
     rows.offsets.push_back(static_cast<std::int64_t>(rows.ids.size()));
     rows.classes.push_back(first * dataset.num_labels / dataset.vocab);
     rows.targets.push_back(static_cast<float>(first) / static_cast<float>(dataset.vocab));
@@ -49,12 +53,13 @@ std::filesystem::path write_tiny_dataset(const TinyDataset& dataset, const std::
     names += (label > 0 ? ", " : "") + ("\"label" + std::to_string(label) + "\"");
   }
   const bool is_regression = dataset.task == "regression";
+  const bool has_classes = dataset.task == "classification";
   file.write_attribute("/", "task", dataset.task);
-  file.write_attribute("/", "label_names", is_regression ? "[]" : names + "]");
+  file.write_attribute("/", "label_names", has_classes ? names + "]" : "[]");
   file.write_attribute("/", "tokenizer_digest", std::string("sha256:tiny"));
   file.write_attribute("/", "source_digest", std::string("sha256:tiny"));
   file.write_attribute("/", "format_version", std::int64_t{1});
-  file.write_attribute("/", "num_labels", is_regression ? std::int64_t{1} : dataset.num_labels);
+  file.write_attribute("/", "num_labels", has_classes ? dataset.num_labels : std::int64_t{is_regression});
   file.write_attribute("/", "pad_token_id", std::int64_t{0});
   file.write_attribute("/", "vocab_size", dataset.vocab);
   file.write_attribute("/", "max_length", dataset.longest);
@@ -67,6 +72,11 @@ std::filesystem::path write_tiny_dataset(const TinyDataset& dataset, const std::
     write("input_offsets", Hdf5Type::kInt64, rows.offsets);
     if (is_regression) {
       write("labels", Hdf5Type::kFloat32, rows.targets);
+    } else if (dataset.task == "seq2seq") {
+      write("target_ids", Hdf5Type::kInt32, rows.target_ids);
+      write("target_offsets", Hdf5Type::kInt64, rows.target_offsets);
+    } else if (dataset.task == "causal_lm") {
+      write("prompt_lengths", Hdf5Type::kInt64, std::vector<std::int64_t>(rows.offsets.size() - 1, 1));
     } else {
       write("labels", Hdf5Type::kInt64, rows.classes);
     }

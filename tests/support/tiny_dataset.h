@@ -9,7 +9,7 @@
 namespace espalier::test {
 
 struct TinyDataset {
-  std::string task = "classification";  ///< classification | regression
+  std::string task = "classification";  ///< classification | regression | seq2seq | causal_lm
   std::int64_t num_rows = 60;           ///< of the train split; validation and test have a third each
   std::int64_t vocab = 50;
   std::int64_t longest = 20;
@@ -17,7 +17,8 @@ struct TinyDataset {
   std::uint64_t seed = 1;
 };
 
-/// Writes the file and returns its path. The label follows from the first token, so that training can learn it.
+/// Writes the file and returns its path. The label follows from the first token, so that training can learn it; the
+/// target of seq2seq is the beginning of the input, the prompt of causal_lm its first token.
 std::filesystem::path write_tiny_dataset(const TinyDataset& dataset, const std::filesystem::path& file);
 
 }  // namespace espalier::test

@@ -3,7 +3,9 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <vector>
 
 #include "common/durable_file.h"
@@ -19,7 +21,7 @@ namespace {
 /// Large enough that attention is not uniform and activations bend.
 constexpr double kDeviation = 0.2;
 
-nlohmann::json config_of(const TinyModel& model) {
+nlohmann::json encoder_config(const TinyModel& model) {
   nlohmann::json config = {
       {"model_type", model.family},
       {"vocab_size", model.vocab},
@@ -43,19 +45,98 @@ nlohmann::json config_of(const TinyModel& model) {
   return config;
 }
 
+/// The keys by which each family calls the same things.
+nlohmann::json language_model_config(const TinyModel& model) {
+  nlohmann::json config = {{"model_type", model.family}, {"vocab_size", model.vocab}, {"tie_word_embeddings", true}};
+  const auto add = [&](const nlohmann::json& keys) { config.update(keys); };
+  if (model.family == "t5") {
+    add({{"architectures", {"T5ForConditionalGeneration"}},
+         {"d_model", model.width},
+         {"num_heads", model.heads},
+         {"d_kv", model.width / model.heads},
+         {"d_ff", model.ff},
+         {"num_layers", model.num_blocks},
+         {"num_decoder_layers", model.num_decoder_blocks},
+         {"feed_forward_proj", "gated-gelu"},
+         {"relative_attention_num_buckets", 8},
+         {"relative_attention_max_distance", 16},
+         {"dropout_rate", model.dropout}});
+  } else if (model.family == "bart") {
+    add({{"architectures", {"BartForConditionalGeneration"}},
+         {"d_model", model.width},
+         {"max_position_embeddings", model.max_positions},
+         {"dropout", model.dropout},
+         {"attention_dropout", model.dropout},
+         {"activation_dropout", model.dropout}});
+    for (const std::string stack : {"encoder", "decoder"}) {
+      add({{stack + "_layers", stack == "encoder" ? model.num_blocks : model.num_decoder_blocks},
+           {stack + "_attention_heads", model.heads},
+           {stack + "_ffn_dim", model.ff}});
+    }
+  } else if (model.family == "opt") {
+    add({{"architectures", {"OPTForCausalLM"}},
+         {"hidden_size", model.width},
+         {"word_embed_proj_dim", model.width / 2},
+         {"num_hidden_layers", model.num_blocks},
+         {"num_attention_heads", model.heads},
+         {"ffn_dim", model.ff},
+         {"max_position_embeddings", model.max_positions},
+         {"dropout", model.dropout},
+         {"attention_dropout", model.dropout}});
+  } else if (model.family == "gpt2") {
+    add({{"architectures", {"GPT2LMHeadModel"}},
+         {"n_embd", model.width},
+         {"n_layer", model.num_blocks},
+         {"n_head", model.heads},
+         {"n_inner", model.ff},
+         {"n_positions", model.max_positions},
+         {"resid_pdrop", model.dropout},
+         {"embd_pdrop", model.dropout},
+         {"attn_pdrop", model.dropout}});
+  } else {
+    add({{"architectures", {"LlamaForCausalLM"}},
+         {"hidden_size", model.width},
+         {"num_hidden_layers", model.num_blocks},
+         {"num_attention_heads", model.heads},
+         {"num_key_value_heads", 1},
+         {"intermediate_size", model.ff},
+         {"max_position_embeddings", model.max_positions},
+         {"attention_dropout", model.dropout}});
+  }
+  return config;
+}
+
+bool is_encoder(const TinyModel& model) {
+  return model.family == "bert" || model.family == "roberta";
+}
+
+/// The shape of the tensor that a folder stores for a role of shape `shape`.
+std::vector<std::int64_t> shape_as_stored(const model::StoredWeight& stored, std::vector<std::int64_t> shape) {
+  shape.front() *= stored.num_parts;
+  if (stored.is_transposed) std::reverse(shape.begin(), shape.end());
+  return shape;
+}
+
 }  // namespace
 
 std::filesystem::path write_tiny_model(const TinyModel& model, const std::filesystem::path& folder) {
   std::filesystem::create_directories(folder);
-  write_file_durably(folder / "config.json", config_of(model).dump(2));
+  write_file_durably(folder / "config.json",
+                     (is_encoder(model) ? encoder_config(model) : language_model_config(model)).dump(2));
   const auto backbone = model::read_backbone(folder, {});
   std::vector<std::pair<std::string, at::Tensor>> tensors;
+  std::set<std::string> written;
   model::visit_planned_weights(
       backbone, [&](const model::LayerPlan& layer, const std::string& role, const std::vector<std::int64_t>& shape) {
         const bool is_pooler = model.family == "bert" && role.starts_with("dense.");
-        if (layer.kind == model::LayerKind::kHead && !model.has_head && !is_pooler) return;
-        const auto name = backbone.family->stored_weight(layer, role).names.front();
-        auto value = model::normal_by_name(shape, kDeviation, /*seed=*/1, name);
+        const bool is_pooled_head = layer.head && !layer.head->is_language_model;
+        if (is_pooled_head && !model.has_head && !is_pooler) return;
+        const auto stored = backbone.family->stored_weight(layer, role);
+        const auto& name = stored.names.front();
+        // Tied tensors, and those of which several roles have a part, are stored once.
+        if (!stored.tied_names.empty() && layer.head) return;
+        if (!written.insert(name).second) return;
+        auto value = model::normal_by_name(shape_as_stored(stored, shape), kDeviation, /*seed=*/1, name);
         if (role.ends_with("norm.weight")) value.add_(1);
         tensors.emplace_back(name, value);
       });

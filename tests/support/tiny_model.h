@@ -10,14 +10,15 @@
 namespace espalier::test {
 
 struct TinyModel {
-  std::string family = "bert";  ///< bert | roberta
-  std::int64_t num_blocks = 4;
+  std::string family = "bert";  ///< bert | roberta | t5 | bart | opt | gpt2 | llama; language models from t5 on, tied
+  std::int64_t num_blocks = 4;  ///< of the encoder, where there is one
+  std::int64_t num_decoder_blocks = 2;  ///< of t5 and bart
   std::int64_t width = 24;
   std::int64_t heads = 3;
   std::int64_t ff = 40;
   std::int64_t vocab = 50;
   std::int64_t max_positions = 32;  ///< max_position_embeddings; RoBERTa can use two fewer
-  double dropout = 0.1;             ///< hidden and attention
+  double dropout = 0.1;             ///< hidden, attention and, where the family has it, activation
   std::int64_t num_labels = 2;
   bool has_head = false;  ///< stores dense layer and classifier; otherwise BERT has its pooler, RoBERTa nothing
   std::string activation = "gelu";

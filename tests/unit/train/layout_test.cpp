@@ -62,7 +62,7 @@ TEST_P(Layouts, ScheduleAndGradientStrategyDoNotChangeTheResult) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Methods, Layouts, testing::Values("lst", "lora", "full", "probe"),
-                         [](const auto& info) { return std::string(info.param); });
+                         [](const auto& tested) { return std::string(tested.param); });
 
 TEST(Traffic, OnlyTrainedBytesAreReduced) {
   const TemporaryFolder folder;

@@ -10,20 +10,22 @@
 
 #include "dist/thread_communicator.h"
 #include "train/gather.h"
+#include "train/task.h"
 
 namespace espalier::test {
 namespace {
 
-std::vector<double> read_losses(const std::filesystem::path& file) {
-  std::vector<double> losses;
+/// Values of `key`, step by step.
+std::vector<double> read_steps(const std::filesystem::path& file, const char* key) {
+  std::vector<double> values;
   std::ifstream lines(file);
   for (std::string line; std::getline(lines, line);) {
     const auto record = nlohmann::json::parse(line);
     if (record.at("kind") == "train") {
-      losses.push_back(record.at("loss").get<double>());
+      values.push_back(record.at(key).get<double>());
     }
   }
-  return losses;
+  return values;
 }
 
 }  // namespace
@@ -44,7 +46,9 @@ RunOutcome run_training(const RunRequest& request, Layout layout) {
     model.pooling = request.pooling;
     model.device = request.device;
     const auto dataset = data::Dataset::open(request.dataset);
-    train::Worker worker({model, parallel, request.peft, /*seed=*/7, dataset.info().num_labels}, train::Ranks{world});
+    train::Worker worker(
+        {model, parallel, request.peft, /*seed=*/7, train::head_request(dataset.info(), request.pooling)},
+        train::Ranks{world});
     train::TrainerConfig config;
     config.data.global_batch_size = 12;
     config.data.micro_batch_size = 3;
@@ -75,7 +79,9 @@ RunOutcome run_training(const RunRequest& request, Layout layout) {
       outcome.traffic = ledger.traffic();
     }
   });
-  outcome.losses = read_losses(train::RunFolder(request.folder).metrics_file());
+  const auto metrics = train::RunFolder(request.folder).metrics_file();
+  outcome.losses = read_steps(metrics, "loss");
+  outcome.gradient_norms = read_steps(metrics, "gradient_norm");
   return outcome;
 }
 

@@ -37,6 +37,7 @@ struct RunRequest {
 /// What a run left behind.
 struct RunOutcome {
   std::vector<double> losses;                 ///< by step, from metrics.jsonl
+  std::vector<double> gradient_norms;         ///< the same
   std::map<std::string, at::Tensor> trained;  ///< over all stages
   nlohmann::json summary;
   std::map<std::string, std::int64_t> traffic;  ///< of rank 0

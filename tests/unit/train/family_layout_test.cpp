@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// Promise 1 for the families of language models: carries of two stacks, position biases that cross stages, tied tables.
+#include <gtest/gtest.h>
+
+#include "temporary_folder.h"
+#include "tiny_dataset.h"
+#include "tiny_model.h"
+#include "training_run.h"
+
+namespace espalier::test {
+namespace {
+
+class FamilyLayouts : public testing::TestWithParam<std::tuple<const char*, const char*>> {
+ protected:
+  FamilyLayouts() {
+    const auto& [family, method] = GetParam();
+    const bool has_encoder = family == std::string("t5") || family == std::string("bart");
+    // Cut in three, encoder, decoder and head of an encoder-decoder each have a place of its table.
+    request_.model = write_tiny_model(
+        {.family = family, .num_blocks = 3, .num_decoder_blocks = 2, .width = 16, .heads = 2, .ff = 24},
+        folder_ / "model");
+    request_.dataset = write_tiny_dataset(
+        {.task = has_encoder ? "seq2seq" : "causal_lm", .num_rows = 240, .longest = 12}, folder_ / "data.h5");
+    request_.peft.method = method;
+    request_.peft.lora.rank = 4;
+  }
+  RunOutcome run(const std::string& name, Layout layout) {
+    auto request = request_;
+    request.folder = folder_ / name;
+    return run_training(request, layout);
+  }
+
+  TemporaryFolder folder_;
+  RunRequest request_;
+};
+
+TEST_P(FamilyLayouts, GiveTheSameLossesAndWeightsBitForBit) {
+  const auto expected = run("1x1", {1, 1});
+  ASSERT_EQ(expected.losses.size(), 20);
+  EXPECT_NE(expected.losses.back(), expected.losses.front());
+  expect_same_bits(run("2x1", {2, 1}), expected, "2x1");
+  expect_same_bits(run("1x2", {1, 2}), expected, "1x2");
+  expect_same_bits(run("2x2", {2, 2}), expected, "2x2");
+  expect_same_bits(run("3x1", {3, 1}), expected, "3x1");
+
+  request_.stop_at_step = 10;
+  ASSERT_EQ(run("resumed", {2, 1}).losses.size(), 10);
+  request_.stop_at_step = 0;
+  expect_same_bits(run("resumed", {3, 1}), expected, "10 steps on 2x1, 10 on 3x1");
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, FamilyLayouts,
+                         testing::Combine(testing::Values("t5", "bart", "opt", "gpt2", "llama"),
+                                          testing::Values("full", "lora")),
+                         [](const auto& tested) {
+                           return std::string(std::get<0>(tested.param)) + "_" + std::get<1>(tested.param);
+                         });
+
+}  // namespace
+}  // namespace espalier::test
