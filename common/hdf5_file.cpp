@@ -273,6 +273,12 @@ template std::vector<std::uint16_t> Hdf5File::read_vector(const std::string&) co
 template std::vector<float> Hdf5File::read_vector(const std::string&) const;
 template std::vector<double> Hdf5File::read_vector(const std::string&) const;
 
+std::optional<std::int64_t> Hdf5File::byte_offset(const std::string& name) const {
+  const Handle dataset(open_dataset(*this, handle_, name));
+  const haddr_t offset = H5Dget_offset(dataset.get());
+  return offset == HADDR_UNDEF ? std::nullopt : std::optional(static_cast<std::int64_t>(offset));
+}
+
 void Hdf5File::flush_and_close() {
   ESPALIER_CHECK(handle_ >= 0, "{} is closed twice", path_.string());
   prepare_hdf5();

@@ -54,6 +54,10 @@ class Hdf5File {
   template <typename T>
   [[nodiscard]] std::vector<T> read_vector(const std::string& name) const;
 
+  /// Where the elements of a dataset start in the file, one after the other as they are stored; nothing if they lie in
+  /// pieces, compressed or not there at all. Throws: ConfigError if it is absent.
+  [[nodiscard]] std::optional<std::int64_t> byte_offset(const std::string& name) const;
+
   /// Writes or replaces an attribute of a group or dataset ("/" is the root). Throws: IoError.
   void write_attribute(const std::string& object, const std::string& name, const std::string& text);
   void write_attribute(const std::string& object, const std::string& name, std::int64_t value);

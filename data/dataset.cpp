@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <string_view>
 #include <utility>
@@ -31,13 +32,16 @@ struct TaskRule {
   bool has_labels;
   std::int64_t fewest_labels;
   bool names_labels;
+  bool has_tokens = true;
 };
-constexpr std::array<TaskRule, 6> kTasks = {{{TaskKind::kClassification, "classification", true, 2, true},
-                                             {TaskKind::kRegression, "regression", true, 1, false},
-                                             {TaskKind::kMultiLabel, "multi_label", true, 1, true},
-                                             {TaskKind::kSeq2Seq, "seq2seq", false, 0, false},
-                                             {TaskKind::kCausalLm, "causal_lm", false, 0, false},
-                                             {TaskKind::kMultipleChoice, "multiple_choice", false, 0, false}}};
+constexpr std::array<TaskRule, 7> kTasks = {
+    {{TaskKind::kClassification, "classification", true, 2, true},
+     {TaskKind::kRegression, "regression", true, 1, false},
+     {TaskKind::kMultiLabel, "multi_label", true, 1, true},
+     {TaskKind::kSeq2Seq, "seq2seq", false, 0, false},
+     {TaskKind::kCausalLm, "causal_lm", false, 0, false},
+     {TaskKind::kMultipleChoice, "multiple_choice", false, 0, false},
+     {TaskKind::kImageClassification, "image_classification", true, 2, true, /*has_tokens=*/false}}};
 
 const TaskRule& rule_of(TaskKind kind) {
   return *std::find_if(kTasks.begin(), kTasks.end(), [&](const TaskRule& rule) { return rule.kind == kind; });
@@ -81,6 +85,44 @@ std::map<std::string, std::vector<std::string>> parse_label_columns(const Datase
   return columns.get<std::map<std::string, std::vector<std::string>>>();
 }
 
+void read_token_attributes(const DatasetReader& reader, DatasetInfo& info) {
+  info.vocab_size = reader.integer("vocab_size", 1);
+  info.pad_token_id = reader.integer("pad_token_id", 0);
+  if (info.pad_token_id >= info.vocab_size) {
+    reader.refuse("attribute pad_token_id", fmt::format("below vocab_size ({})", info.vocab_size),
+                  std::to_string(info.pad_token_id));
+  }
+  info.max_length = reader.integer("max_length", 1);
+}
+
+std::vector<float> parse_channels(const DatasetReader& reader, const std::string& name) {
+  const std::string text = reader.text(name);
+  const auto values = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!values.is_array() || values.empty() ||
+      !std::all_of(values.begin(), values.end(), [](const nlohmann::json& item) { return item.is_number(); })) {
+    reader.refuse("attribute " + name, "a JSON list of numbers, one for each channel", fmt::format("'{}'", text));
+  }
+  return values.get<std::vector<float>>();
+}
+
+void read_pixel_attributes(const DatasetReader& reader, DatasetInfo& info) {
+  for (const auto* name : {"vocab_size", "pad_token_id", "max_length"}) {
+    if (const std::int64_t value = reader.integer(name, 0); value != 0) {
+      reader.refuse(std::string("attribute ") + name, "0 for images", std::to_string(value));
+    }
+  }
+  info.pixel_mean = parse_channels(reader, "pixel_mean");
+  info.pixel_std = parse_channels(reader, "pixel_std");
+  if (info.pixel_std.size() != info.pixel_mean.size()) {
+    reader.refuse("attribute pixel_std", fmt::format("{} channels, as pixel_mean", info.pixel_mean.size()),
+                  std::to_string(info.pixel_std.size()));
+  }
+  const auto is_spread = [](float value) { return std::isfinite(value) && value > 0; };
+  if (!std::all_of(info.pixel_std.begin(), info.pixel_std.end(), is_spread)) {
+    reader.refuse("attribute pixel_std", "numbers above 0", fmt::format("{}", fmt::join(info.pixel_std, ", ")));
+  }
+}
+
 DatasetInfo read_info(const DatasetReader& reader, std::string content_digest) {
   DatasetInfo info;
   info.path = reader.file().path();
@@ -102,17 +144,11 @@ DatasetInfo read_info(const DatasetReader& reader, std::string content_digest) {
                   fmt::format("{} names", info.label_names.size()));
   }
   info.label_columns = parse_label_columns(reader);
-  if (!rule.has_labels && !info.label_columns.empty()) {
+  if (!(rule.has_labels && rule.has_tokens) && !info.label_columns.empty()) {
     reader.refuse("attribute label_columns", fmt::format("none for {}", rule.name),
                   fmt::format("{}", info.label_columns.begin()->first));
   }
-  info.vocab_size = reader.integer("vocab_size", 1);
-  info.pad_token_id = reader.integer("pad_token_id", 0);
-  if (info.pad_token_id >= info.vocab_size) {
-    reader.refuse("attribute pad_token_id", fmt::format("below vocab_size ({})", info.vocab_size),
-                  std::to_string(info.pad_token_id));
-  }
-  info.max_length = reader.integer("max_length", 1);
+  rule.has_tokens ? read_token_attributes(reader, info) : read_pixel_attributes(reader, info);
   info.tokenizer_digest = reader.text("tokenizer_digest");
   info.source_digest = reader.text("source_digest");
   info.content_digest = std::move(content_digest);

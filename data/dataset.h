@@ -14,15 +14,25 @@
 namespace espalier::data {
 
 /// Padded tensors under the names `transformers` gives them; B rows, T input tokens, U target tokens, L labels.
-/// Always: input_ids [B, T] int64, attention_mask [B, T] int64; token_type_ids [B, T] int64 if the file has them.
+/// All texts: input_ids [B, T] int64, attention_mask [B, T] int64; token_type_ids [B, T] int64 if the file has them.
 /// classification, regression, multi_label: labels [B] int64, [B] float, [B, L] float; labels_<name> likewise [B].
 /// seq2seq: labels [B, U] int64, -100 at padding.
 /// causal_lm: labels [B, T] int64, the input ids at the positions that the loss counts and -100 elsewhere, unshifted.
 /// multiple_choice, Q questions with B choices in all: as causal_lm, and choice_offsets [Q + 1] int64 (question q is
 /// rows choice_offsets[q] to choice_offsets[q + 1]) and answers [Q] int64 (the right choice, from 0 in its question).
+/// image_classification has no tokens: pixel_values [B, C, H, W] float, (byte / 255 - mean) / std of each channel, and
+/// labels [B] int64.
 using NamedTensors = std::map<std::string, at::Tensor>;
 
-enum class TaskKind { kClassification, kRegression, kMultiLabel, kSeq2Seq, kCausalLm, kMultipleChoice };
+enum class TaskKind {
+  kClassification,
+  kRegression,
+  kMultiLabel,
+  kSeq2Seq,
+  kCausalLm,
+  kMultipleChoice,
+  kImageClassification
+};
 std::string_view to_string(TaskKind kind);
 
 /// What the file says of itself.
@@ -33,13 +43,14 @@ struct DatasetInfo {
   std::vector<std::string> label_names;
   std::map<std::string, std::vector<std::string>> label_columns;  ///< further ones: class names, none for numbers
   std::int64_t pad_token_id = 0;
-  std::int64_t vocab_size = 0;
+  std::int64_t vocab_size = 0;  ///< 0 for images
   std::string tokenizer_digest, source_digest;
-  std::string content_digest;   ///< XXH3-128 of the file, for checkpoints
-  std::int64_t max_length = 0;  ///< the truncation that prepare.py applied
+  std::string content_digest;                ///< XXH3-128 of the file, for checkpoints
+  std::int64_t max_length = 0;               ///< the truncation that prepare.py applied; 0 for images
+  std::vector<float> pixel_mean, pixel_std;  ///< of each channel; images only
 };
 
-/// One split, wholly in memory as ragged arrays (ids are int32: 8,000 snippets are 1 MB).
+/// One split: texts wholly in memory as ragged arrays (ids are int32: 8,000 snippets are 1 MB), images in their file.
 /// Thread: const methods are safe.
 class Split {
  public:
@@ -47,7 +58,7 @@ class Split {
   [[nodiscard]] virtual const std::string& name() const = 0;
   /// Rows that a sampler deals out. multiple_choice: questions, so that a micro-batch never parts the choices of one.
   [[nodiscard]] virtual std::int64_t num_rows() const = 0;
-  /// Tokens of a row as the file has it. seq2seq: input and target. multiple_choice: of all choices.
+  /// Tokens of a row as the file has it. seq2seq: input and target. multiple_choice: of all choices. Images: 1.
   [[nodiscard]] virtual std::int64_t length(std::int64_t row) const = 0;
   /// How many terms the row gives to the loss, so that a mean over any rows can be taken before one is padded:
   /// 1 for a class or a number, the labels for multi_label, else the label tokens that collate(rows, max_length, ...)
@@ -58,8 +69,9 @@ class Split {
   [[nodiscard]] virtual std::int64_t prompt_length(std::int64_t row) const = 0;
   /// Rows in the given order, cut to their first `max_length` tokens, padded on the right to the longest of them
   /// rounded up to `pad_multiple`, or to `fixed_length` if that is not 0. Targets of seq2seq are not cut, and padded to
-  /// `pad_multiple` alone. Requires: rows is not empty, every row in [0, num_rows()), max_length and pad_multiple above
-  /// 0. Throws: ConfigError if a row does not fit into `fixed_length`, or if `max_length` would cut a choice.
+  /// `pad_multiple` alone. Images ignore all three. Requires: rows is not empty, every row in [0, num_rows()),
+  /// max_length and pad_multiple above 0. Throws: ConfigError if a row does not fit into `fixed_length`, or if
+  /// `max_length` would cut a choice.
   [[nodiscard]] virtual NamedTensors collate(const std::vector<std::int64_t>& rows, std::int64_t max_length,
                                              std::int64_t pad_multiple, std::int64_t fixed_length) const = 0;
 };

@@ -39,6 +39,10 @@ void DatasetReader::check_shape(const std::string& name, std::initializer_list<H
     refuse(name, fmt::format("{} of {}", is_list ? "a list" : fmt::format("[rows, {}]", num_columns), kind),
            fmt::format("shape [{}] of another kind or type", fmt::join(info.shape, ", ")));
   }
+  expect_fits(name, info);
+}
+
+void DatasetReader::expect_fits(const std::string& name, const Hdf5Info& info) const {
   // Arrays are stored as they are, so one that says it is larger than its file is damaged: refused before it is
   // allocated.
   auto bytes = static_cast<double>(size_of(info.type));
@@ -79,6 +83,35 @@ std::vector<std::int64_t> DatasetReader::offsets(const std::string& name, std::s
            std::to_string(offsets.back()));
   }
   return offsets;
+}
+
+std::vector<std::int64_t> DatasetReader::classes(const std::string& name, std::int64_t num_rows,
+                                                 std::int64_t num_classes) const {
+  auto classes = integers(name);
+  expect_size(name, classes.size(), static_cast<std::size_t>(num_rows), "one a row");
+  for (std::size_t row = 0; row < classes.size(); ++row) {
+    if (classes[row] < 0 || classes[row] >= num_classes) {
+      refuse(name, fmt::format("classes in [0, {}) (the label names)", num_classes),
+             fmt::format("{} in row {}", classes[row], row));
+    }
+  }
+  return classes;
+}
+
+DatasetReader::StoredBytes DatasetReader::stored_bytes(const std::string& name, std::size_t num_dims) const {
+  read_.insert(name);
+  const Hdf5Info info = file_.info(name);
+  if (info.type != Hdf5Type::kUInt8 || info.shape.size() != num_dims ||
+      std::find(info.shape.begin(), info.shape.end(), 0) != info.shape.end()) {
+    refuse(name, fmt::format("uint8 of {} dimensions, none of them 0", num_dims),
+           fmt::format("shape [{}] of another kind or type", fmt::join(info.shape, ", ")));
+  }
+  expect_fits(name, info);
+  const auto offset = file_.byte_offset(name);
+  if (!offset) {
+    refuse(name, "contiguous and uncompressed bytes", "pieces");
+  }
+  return {info.shape, *offset};
 }
 
 void DatasetReader::check_row_ids(const std::string& split, std::int64_t num_rows) const {

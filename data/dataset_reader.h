@@ -48,6 +48,16 @@ class DatasetReader {
   /// Row r of a ragged array of `num_elements` is [offsets[r], offsets[r + 1]).
   [[nodiscard]] std::vector<std::int64_t> offsets(const std::string& name, std::size_t num_elements,
                                                   std::int64_t shortest_row) const;
+  /// Class indices, one for each of `num_rows`.
+  [[nodiscard]] std::vector<std::int64_t> classes(const std::string& name, std::int64_t num_rows,
+                                                  std::int64_t num_classes) const;
+  /// An array of bytes that stays in the file, for it may be larger than memory.
+  struct StoredBytes {
+    std::vector<std::int64_t> shape;
+    std::int64_t offset = 0;  // of the first byte in the file
+  };
+  /// No dimension is 0.
+  [[nodiscard]] StoredBytes stored_bytes(const std::string& name, std::size_t num_dims) const;
   /// The ids of rows are for people and other programs: checked with the rest, not kept.
   void check_row_ids(const std::string& split, std::int64_t num_rows) const;
 
@@ -58,6 +68,7 @@ class DatasetReader {
  private:
   void check_shape(const std::string& name, std::initializer_list<Hdf5Type> types, std::string_view kind,
                    std::int64_t num_columns) const;
+  void expect_fits(const std::string& name, const Hdf5Info& info) const;
 
   Hdf5File file_;
   mutable std::set<std::string> read_;

@@ -62,16 +62,7 @@ class LabelledSplit final : public TextSplit {
 
  private:
   void read_classes(const DatasetReader& reader, const std::string& column, std::int64_t num_classes) {
-    const std::string array = name() + "/" + column;
-    auto classes = reader.integers(array);
-    expect_rows(reader, array, classes.size());
-    for (std::size_t row = 0; row < classes.size(); ++row) {
-      if (classes[row] < 0 || classes[row] >= num_classes) {
-        reader.refuse(array, fmt::format("classes in [0, {}) (the label names)", num_classes),
-                      fmt::format("{} in row {}", classes[row], row));
-      }
-    }
-    columns_.push_back({.name = column, .classes = std::move(classes)});
+    columns_.push_back({.name = column, .classes = reader.classes(name() + "/" + column, num_rows(), num_classes)});
   }
 
   void read_numbers(const DatasetReader& reader, const std::string& column) {

@@ -111,6 +111,8 @@ std::shared_ptr<const Split> read_split(const DatasetReader& reader, const Datas
         return read_causal_split(reader, info, name);
       case TaskKind::kMultipleChoice:
         return read_choice_split(reader, info, name);
+      case TaskKind::kImageClassification:
+        return read_image_split(reader, info, name);
     }
     ESPALIER_CHECK(false, "task {}", static_cast<int>(info.task));
   };

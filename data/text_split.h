@@ -75,6 +75,8 @@ std::shared_ptr<const Split> read_seq2seq_split(const DatasetReader& reader, con
                                                 const std::string& name);
 std::shared_ptr<const Split> read_causal_split(const DatasetReader& reader, const DatasetInfo& info,
                                                const std::string& name);
+std::shared_ptr<const Split> read_image_split(const DatasetReader& reader, const DatasetInfo& info,
+                                              const std::string& name);
 std::shared_ptr<const Split> read_choice_split(const DatasetReader& reader, const DatasetInfo& info,
                                                const std::string& name);
 

@@ -177,6 +177,7 @@ Metrics choice_metrics(const at::Tensor& results) {
 std::vector<std::string> deciding_metrics(data::TaskKind task) {
   switch (task) {
     case data::TaskKind::kClassification:
+    case data::TaskKind::kImageClassification:
       return {"accuracy", "f1", "matthews", "loss"};
     case data::TaskKind::kRegression:
       return {"spearman", "pearson", "loss"};
@@ -196,6 +197,7 @@ std::vector<std::string> deciding_metrics(data::TaskKind task) {
 Metrics compute_metrics(data::TaskKind task, const at::Tensor& results, const at::Tensor& labels) {
   switch (task) {
     case data::TaskKind::kClassification:
+    case data::TaskKind::kImageClassification:
       return classification_metrics(results, labels);
     case data::TaskKind::kRegression:
       return regression_metrics(results, labels);

@@ -72,6 +72,7 @@ at::Tensor task_loss(TaskKind task, const at::Tensor& logits, const model::Named
   const auto labels = inputs.at("labels");
   switch (task) {
     case TaskKind::kClassification:
+    case TaskKind::kImageClassification:
       return model::classification_loss(logits, labels.to(logits.device()), num_global_targets);
     case TaskKind::kRegression:
       return model::regression_loss(logits, labels.to(logits.device()), num_global_targets);

@@ -287,5 +287,38 @@ TEST_F(Hdf5FileTest, MovesAndRefusesUseAfterClosing) {
   EXPECT_EQ(Hdf5File::open(path_).int_attribute("/", "a"), 1);
 }
 
+TEST_F(Hdf5FileTest, SaysWhereTheBytesOfAnArrayLie) {
+  const std::vector<std::uint8_t> values = {201, 202, 203, 204};
+  {
+    Hdf5File file = Hdf5File::create(path_);
+    file.write("group/values", Hdf5Type::kUInt8, {2, 2}, values.data());
+    file.write("none", Hdf5Type::kUInt8, {0}, values.data());
+    file.flush_and_close();
+  }
+  const Hdf5File file = Hdf5File::open(path_);
+  const auto offset = file.byte_offset("group/values");
+  ASSERT_TRUE(offset);
+  std::ifstream bytes(path_, std::ios::binary);
+  bytes.seekg(*offset);
+  std::vector<std::uint8_t> found(4);
+  bytes.read(reinterpret_cast<char*>(found.data()), 4);
+  EXPECT_EQ(found, values);
+  EXPECT_FALSE(file.byte_offset("none"));
+  EXPECT_THROW((void)file.byte_offset("absent"), ConfigError);
+}
+
+TEST_F(Hdf5FileTest, SaysThatBytesInPiecesLieNowhere) {
+  const hid_t file = H5Fcreate(path_.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT);
+  const hsize_t extent = 4, piece = 2;
+  const hid_t space = H5Screate_simple(1, &extent, nullptr);
+  const hid_t layout = H5Pcreate(H5P_DATASET_CREATE);
+  H5Pset_chunk(layout, 1, &piece);
+  H5Dclose(H5Dcreate2(file, "values", H5T_NATIVE_UINT8, space, H5P_DEFAULT, layout, H5P_DEFAULT));
+  H5Pclose(layout);
+  H5Sclose(space);
+  H5Fclose(file);
+  EXPECT_FALSE(Hdf5File::open(path_).byte_offset("values"));
+}
+
 }  // namespace
 }  // namespace espalier

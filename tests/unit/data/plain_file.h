@@ -32,7 +32,8 @@ struct PlainFile {
   std::map<std::string, std::int64_t> numbers = {
       {"format_version", 1}, {"num_labels", 0}, {"pad_token_id", 7}, {"vocab_size", 20}, {"max_length", 16}};
   Arrays train;
-  std::int64_t num_columns = 0;  // of float arrays: [rows, num_columns]
+  std::int64_t num_columns = 0;                             // of float arrays: [rows, num_columns]
+  std::map<std::string, std::vector<std::int64_t>> shapes;  // of arrays that are no lists
 };
 
 class PlainFileTest : public testing::Test {
@@ -69,6 +70,9 @@ class PlainFileTest : public testing::Test {
               if (plain.num_columns > 0) {
                 shape = {shape[0] / plain.num_columns, plain.num_columns};
               }
+            }
+            if (const auto given = plain.shapes.find(name); given != plain.shapes.end()) {
+              shape = given->second;
             }
             file.write("train/" + name, type, shape, values.data());
           },

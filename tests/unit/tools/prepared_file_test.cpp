@@ -40,10 +40,14 @@ class PreparedFile : public testing::Test {
   Dataset prepare_file(const std::string& name, const std::string& content, const std::string& options) {
     std::ofstream(folder_ / name) << content;
     const std::string in = folder_.string() + "/";
-    const std::string command =
-        std::string(ESPALIER_PYTHON " " ESPALIER_SOURCE_DIR "/tools/prepare.py --quiet --train ") + in + name +
-        " --tokenizer " + in + "tokenizer --output " + in + "t.h5 --pad-token-id 0 --eos-token-id 1 " + options + " >" +
-        in + "log";
+    return run("--train " + in + name + " --tokenizer " + in + "tokenizer --pad-token-id 0 --eos-token-id 1 " +
+               options);
+  }
+
+  Dataset run(const std::string& options) {
+    const std::string in = folder_.string() + "/";
+    const std::string command = ESPALIER_PYTHON " " ESPALIER_SOURCE_DIR "/tools/prepare.py --quiet --output " + in +
+                                "t.h5 " + options + " >" + in + "log";
     EXPECT_EQ(std::system(command.c_str()), 0) << command;
     return Dataset::open(folder_ / "t.h5");
   }
@@ -125,6 +129,24 @@ TEST_F(PreparedFile, OfQuestionsReadsBack) {
   EXPECT_TRUE(at::equal(batch.at("labels"), row({-100, -100, 3, -100, -100, -100, 4, 3}).view({2, 4})));
   EXPECT_TRUE(at::equal(batch.at("choice_offsets"), row({0, 2})));
   EXPECT_TRUE(at::equal(batch.at("answers"), row({1})));
+}
+
+TEST_F(PreparedFile, OfImagesReadsBack) {
+  const auto images = folder_ / "images";
+  for (const auto& [name, bytes] : {std::pair("cat", "\x01\x02\x03\x04\x05\x06"), std::pair("dog", "abcdef")}) {
+    std::filesystem::create_directories(images / name);
+    std::ofstream(images / name / "1.ppm", std::ios::binary) << "P6 2 1 255\n" << bytes;
+  }
+  const Dataset dataset =
+      run("--dataset image_folder --image-size 1 --resize crop --normalize 0,0.5,1:1,2,4 --folder " + images.string());
+  EXPECT_EQ(dataset.info().task, TaskKind::kImageClassification);
+  EXPECT_THAT(dataset.info().label_names, testing::ElementsAre("cat", "dog"));
+  EXPECT_THAT(dataset.info().pixel_std, testing::ElementsAre(1, 2, 4));
+  const NamedTensors batch = dataset.split("train").collate({1, 0}, 8, 1, 0);
+  EXPECT_TRUE(at::equal(batch.at("labels"), row({1, 0})));
+  // Of two pixels the crop keeps the left one: half a pixel is rounded down.
+  const auto expected = at::tensor({1 / 255.0F, (2 / 255.0F - 0.5F) / 2, (3 / 255.0F - 1) / 4}).view({3, 1, 1});
+  EXPECT_TRUE(at::allclose(batch.at("pixel_values")[1], expected));
 }
 
 }  // namespace
