@@ -51,14 +51,12 @@ void make_model(const fs::path& folder) {
   const auto backbone = model::read_backbone(folder, {});
   std::vector<std::vector<std::pair<std::string, at::Tensor>>> shards(kShards);
   nlohmann::json places = nlohmann::json::object();
-  model::visit_planned_weights(backbone,
-                               [&](const model::LayerPlan& layer, const std::string& role, const auto& shape) {
-                                 const auto stored = backbone.family->stored_weight(layer, role);
-                                 if (!stored.tied_names.empty() && !places.empty()) return;  // the table is stored once
-                                 const auto shard = layer.index * kShards / backbone.chain.size();
-                                 shards[shard].emplace_back(stored.names.front(), at::randn(shape, at::kBFloat16));
-                                 places[stored.names.front()] = fmt::format("model-{}.safetensors", shard);
-                               });
+  model::visit_stored_tensors(backbone,
+                              [&](const model::LayerPlan& layer, const model::StoredWeight& stored, const auto& shape) {
+                                const auto shard = layer.index * kShards / backbone.chain.size();
+                                shards[shard].emplace_back(stored.names.front(), at::randn(shape, at::kBFloat16));
+                                places[stored.names.front()] = fmt::format("model-{}.safetensors", shard);
+                              });
   for (int shard = 0; shard < kShards; ++shard) {
     model::write_safetensors(folder / fmt::format("model-{}.safetensors", shard), shards[shard], {{"format", "pt"}});
   }

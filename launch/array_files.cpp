@@ -9,13 +9,13 @@
 
 #include "common/error.h"
 #include "common/hdf5_file.h"
+#include "model/input_names.h"
 
 namespace espalier::launch {
 
-model::NamedTensors read_arrays(const std::string& path) {
-  static const std::set<std::string> known = {
-      "input_ids",         "attention_mask",         "token_type_ids", "position_ids",
-      "decoder_input_ids", "decoder_attention_mask", "pixel_values",   "labels"};
+model::NamedTensors read_arrays(const std::string& path, const model::Backbone& backbone) {
+  auto known = model::input_names(backbone);
+  known.insert("labels");
   const auto file = Hdf5File::open(path);
   model::NamedTensors tensors;
   for (const auto& name : file.children("/")) {

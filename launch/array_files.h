@@ -4,12 +4,13 @@
 
 #include <string>
 
+#include "model/backbone.h"
 #include "model/carry.h"
 
 namespace espalier::launch {
 
-/// The arrays of `path` that a model reads, under their `transformers` names; whole numbers as int64.
-/// Throws: ConfigError naming file and array for what no model reads.
-model::NamedTensors read_arrays(const std::string& path);
+/// The arrays of `path` under their `transformers` names; whole numbers as int64.
+/// Throws: ConfigError naming file and array for what is neither labels nor read by the model.
+model::NamedTensors read_arrays(const std::string& path, const model::Backbone& backbone);
 
 }  // namespace espalier::launch

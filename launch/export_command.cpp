@@ -16,6 +16,7 @@
 #include "model/weights.h"
 #include "train/run_folder.h"
 #include "train/task.h"
+#include "train/worker.h"
 
 namespace espalier::launch {
 namespace {
@@ -45,8 +46,8 @@ void export_adapter(const ExportRequest& request) {
                                   loaded->folder().string()));
   }
   const auto dataset = data::Dataset::open(run.data.path);
-  const auto source = model::open_model_folder(run.model.path);
   const auto backbone = model::read_backbone(run.model.path, train::head_request(dataset.info(), run.model.pooling));
+  const auto source = train::open_weights(run.model, backbone);
   model::StageSlice slice(backbone, {0, backbone.num_layers()}, *source, {});
   const auto method = peft::make_method(run.peft, slice, *source, run.train.seed);
   const std::string prefix = request.weights == "best" ? "best/" : "trained/";

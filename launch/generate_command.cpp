@@ -74,7 +74,7 @@ Texts generate_arrays(train::Worker& worker, const GenerateRequest& request) {
     throw ConfigError(
         "--inputs: expected one replica (plain arrays are one batch), found parallel.replicas > 1; use stages only");
   }
-  auto arrays = read_arrays(request.inputs);
+  auto arrays = read_arrays(request.inputs, worker.backbone());
   if (!arrays.contains("input_ids") || arrays.at("input_ids").dim() != 2) {
     throw ConfigError(
         fmt::format("{}: expected a dataset 'input_ids' of shape [rows, tokens], found none", request.inputs));

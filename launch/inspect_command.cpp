@@ -50,8 +50,12 @@ std::string describe_model(const fs::path& folder, const InspectRequest& request
   text += row("blocks", fmt::format("{}", backbone.num_blocks())) + row("width", fmt::format("{}", backbone.width)) +
           row("vocabulary", fmt::format("{}", backbone.vocab_size)) +
           row("parameters", fmt::format("{}", all.method + all.head)) + describe_weights(folder);
-  const auto count = peft::count_trained(request.peft, backbone);
-  text += row("trained by " + request.peft.method, fmt::format("{} + head {}", count.method, count.head));
+  try {
+    const auto count = peft::count_trained(request.peft, backbone);
+    text += row("trained by " + request.peft.method, fmt::format("{} + head {}", count.method, count.head));
+  } catch (const ConfigError& error) {
+    text += row("trained by " + request.peft.method, fmt::format("nothing: {}", error.what()));
+  }
   const auto stages =
       model::plan_stages(backbone, static_cast<int>(request.parallel.stages), request.parallel.first_blocks);
   for (std::size_t stage = 0; stage < stages.size(); ++stage) {

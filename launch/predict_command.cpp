@@ -53,7 +53,7 @@ void check_labels(const model::Backbone& backbone, const model::NamedTensors& in
 
 /// Collective: every rank. What the last stage computed reaches every rank by a sum with zeros; rank 0 writes it.
 void predict_arrays(train::Worker& worker, const PredictRequest& request) {
-  const auto inputs = read_arrays(request.inputs);
+  const auto inputs = read_arrays(request.inputs, worker.backbone());
   if (worker.place().num_replicas != 1) {
     throw ConfigError(
         "--inputs: expected one replica (plain arrays are one batch), found parallel.replicas > 1; use stages only");

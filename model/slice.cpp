@@ -47,6 +47,33 @@ void visit_planned_weights(const Backbone& backbone,
   }
 }
 
+void visit_stored_tensors(const Backbone& backbone,
+                          const std::function<void(const LayerPlan& layer, const StoredWeight& stored,
+                                                   const std::vector<std::int64_t>& shape)>& visit) {
+  std::set<std::string> seen;
+  visit_planned_weights(
+      backbone, [&](const LayerPlan& layer, const std::string& role, const std::vector<std::int64_t>& shape) {
+        const auto stored = backbone.family->stored_weight(layer, role);
+        const bool is_tied = std::any_of(stored.tied_names.begin(), stored.tied_names.end(),
+                                         [&](const std::string& name) { return seen.contains(name); });
+        if (is_tied || !seen.insert(stored.names.front()).second) return;
+        auto stored_shape = shape;
+        stored_shape.front() *= stored.num_parts;
+        if (stored.is_transposed) std::reverse(stored_shape.begin(), stored_shape.end());
+        visit(layer, stored, stored_shape);
+      });
+}
+
+std::unique_ptr<WeightSource> random_backbone_weights(const Backbone& backbone, std::uint64_t seed) {
+  std::vector<std::pair<std::string, std::vector<std::int64_t>>> shapes;
+  visit_stored_tensors(backbone,
+                       [&](const LayerPlan& layer, const StoredWeight& stored, const std::vector<std::int64_t>& shape) {
+                         const bool is_pooled_head = layer.head && !layer.head->is_language_model;
+                         if (!is_pooled_head) shapes.emplace_back(stored.names.front(), shape);
+                       });
+  return random_weights(shapes, backbone.initializer_range, seed);
+}
+
 std::vector<LayerRange> plan_stages(const Backbone& backbone, int num_stages,
                                     const std::vector<std::int64_t>& first_blocks) {
   const int num_blocks = backbone.num_blocks();

@@ -68,6 +68,15 @@ void visit_planned_weights(const Backbone& backbone,
                            const std::function<void(const LayerPlan& layer, const std::string& role,
                                                     const std::vector<std::int64_t>& shape)>& visit);
 
+/// Every tensor that a folder of this model stores, each once and in the shape it has there: from the plan alone. Tied
+/// weights come with the first role that holds them, parts of one tensor with the first part.
+void visit_stored_tensors(const Backbone& backbone,
+                          const std::function<void(const LayerPlan& layer, const StoredWeight& stored,
+                                                   const std::vector<std::int64_t>& shape)>& visit);
+
+/// Random numbers in place of a folder's weights, for measurements: of the backbone; a pooled head starts fresh anyway.
+std::unique_ptr<WeightSource> random_backbone_weights(const Backbone& backbone, std::uint64_t seed);
+
 /// Cuts the chain into one range per stage, none without a block, balanced by blocks; embedding on the first, head on
 /// the last. `first_blocks` (optional, from the user): index of the first block of stages 1, 2, ... Throws: ConfigError
 /// when there are fewer blocks than stages or the cut is not ascending.

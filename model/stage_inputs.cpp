@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "common/error.h"
+#include "model/input_names.h"
 #include "model/slice.h"
 
 namespace espalier::model {
@@ -131,6 +132,19 @@ std::int64_t tokens_of(const LayerPlan& layer, const BatchShape& shape) {
 }
 
 }  // namespace
+
+std::set<std::string> input_names(const Backbone& backbone) {
+  const auto& first = backbone.chain.front();
+  if (first.patch_embedding) return {"pixel_values"};
+  std::set<std::string> names = {"input_ids", "attention_mask"};
+  if (first.embedding->num_token_types > 0) names.insert("token_type_ids");
+  if (backbone.is_encoder_decoder()) {
+    names.insert({"decoder_input_ids", "decoder_attention_mask"});
+  } else if (find_rotary(backbone) != nullptr || first.embedding->positions == Positions::kInOrder) {
+    names.insert("position_ids");
+  }
+  return names;
+}
 
 BatchShape batch_shape(const Backbone& backbone, const NamedTensors& tensors) {
   const auto& first = backbone.chain.front();

@@ -35,6 +35,15 @@ class RandomWeights : public WeightSource {
     const bool is_norm = sizes.size() == 1 && name.ends_with(".weight");
     return (is_norm ? drawn.add_(1) : drawn).to(type_);
   }
+  /// What the numbers are made from tells them apart as well as the numbers.
+  [[nodiscard]] std::string digest() const override {
+    Digest digest;
+    digest.update(fmt::format("random {} {} {}\n", seed_, deviation_, c10::toString(type_)));
+    for (const auto& [name, shape] : shapes_) {
+      digest.update(fmt::format("{} [{}]\n", name, fmt::join(shape, ", ")));
+    }
+    return digest.hex();
+  }
   [[nodiscard]] std::vector<std::string> names() const override {
     std::vector<std::string> names;
     for (const auto& [name, shape] : shapes_) {

@@ -20,6 +20,10 @@ void describe(OptionTable& table, ModelConfig& config) {
   table.add("model.device", config.device)
       .choices({"cpu", "cuda"})
       .help("Where tensors live. cuda: each rank takes the device of its index on the node.");
+  table.add("model.random_weights", config.random_weights)
+      .help(
+          "Random numbers in place of the folder's weights, which then needs config.json alone: for measurements at "
+          "the true shapes of a model.");
 }
 
 void describe(OptionTable& table, ParallelConfig& config) {

@@ -15,6 +15,7 @@ struct ModelConfig {
   std::string pooling = "auto";
   std::string compute_type = "fp32";
   std::string device = "cpu";
+  bool random_weights = false;
 };
 /// Keys "model.*".
 void describe(OptionTable& table, ModelConfig& config);

@@ -13,9 +13,14 @@
 
 namespace espalier::train {
 
+std::unique_ptr<model::WeightSource> open_weights(const ModelConfig& config, const model::Backbone& backbone) {
+  return config.random_weights ? model::random_backbone_weights(backbone, /*seed=*/1)
+                               : model::open_model_folder(config.path);
+}
+
 Worker::Worker(const WorkerConfig& config, const Ranks& ranks)
     : backbone_(model::read_backbone(config.model.path, config.head)),
-      weights_(model::open_model_folder(config.model.path)),
+      weights_(open_weights(config.model, backbone_)),
       mesh_(dist::make_mesh(ranks.control, ranks.device, static_cast<int>(config.parallel.stages),
                             static_cast<int>(config.parallel.replicas))) {
   model_digest_ = dist::broadcast_text(ranks.control, ranks.control.rank() == 0 ? weights_->digest() : std::string());

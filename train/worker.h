@@ -31,6 +31,9 @@ struct WorkerConfig {
   model::HeadRequest head = {};
 };
 
+/// The weights that the options name. Throws: ConfigError naming file and tensor.
+std::unique_ptr<model::WeightSource> open_weights(const ModelConfig& config, const model::Backbone& backbone);
+
 /// Collated host tensors with the shape that carries are planned from.
 MicroBatch make_micro_batch(const model::Backbone& backbone, int index, model::NamedTensors inputs);
 

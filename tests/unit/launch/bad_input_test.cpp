@@ -353,7 +353,7 @@ TEST_P(BadInput, IsRefusedByName) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Table, BadInput, testing::ValuesIn(kCases),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& one) { return std::string(one.param.name); });
 
 TEST(BadInputTable, HasAtLeastFortyCases) {
   EXPECT_GE(std::size(kCases), 40U);

@@ -54,7 +54,7 @@ class DeviceAgreement : public testing::TestWithParam<const char*> {
     config.model.device = device;
     config.peft = request_.peft;
     config.seed = 7;
-    config.num_labels = dataset.info().num_labels;
+    config.head.num_labels = dataset.info().num_labels;
     train::Worker worker(config, train::Ranks{world});
     std::vector<train::MicroBatch> micro_batches;
     for (const int index : {0, 1}) {

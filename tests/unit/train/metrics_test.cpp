@@ -56,8 +56,10 @@ TEST(Metrics, SpearmanSharesTheRanksOfTies) {
 TEST(Metrics, TheDecidingMetricMustFitTheTask) {
   EXPECT_NO_THROW(require_metric(data::TaskKind::kRegression, "pearson"));
   EXPECT_THROW(require_metric(data::TaskKind::kRegression, "accuracy"), ConfigError);
-  EXPECT_THROW(require_metric(data::TaskKind::kSeq2Seq, "loss"), ConfigError);
+  EXPECT_NO_THROW(require_metric(data::TaskKind::kSeq2Seq, "perplexity"));
+  EXPECT_THROW(require_metric(data::TaskKind::kSeq2Seq, "accuracy"), ConfigError);
   EXPECT_TRUE(is_better("loss", 0.1, 0.2));
+  EXPECT_TRUE(is_better("perplexity", 2, 3));
   EXPECT_TRUE(is_better("accuracy", 0.2, 0.1));
 }
 

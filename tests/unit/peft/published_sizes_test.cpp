@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// Whole models have the sizes that were published of them: counted from config.json alone, a tied tensor once.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "peft/method.h"
+
+namespace espalier::peft {
+namespace {
+
+using nlohmann::json;
+
+std::int64_t count_all(const json& config) {
+  const auto folder = std::filesystem::temp_directory_path() / ("espalier_sizes_" + std::to_string(::getpid()));
+  std::filesystem::create_directories(folder);
+  std::ofstream(folder / "config.json") << config.dump();
+  const auto backbone = model::read_backbone(folder, {});
+  std::filesystem::remove_all(folder);
+  const auto count = count_trained({.method = "full"}, backbone);
+  return count.method + count.head;
+}
+
+json t5(int width, int heads, int feed_forward, int layers) {
+  return {{"model_type", "t5"},
+          {"architectures", {"T5ForConditionalGeneration"}},
+          {"d_model", width},
+          {"num_heads", heads},
+          {"d_kv", width == 1024 && feed_forward == 16384 ? 128 : 64},
+          {"d_ff", feed_forward},
+          {"num_layers", layers},
+          {"vocab_size", 32128},
+          {"feed_forward_proj", "relu"},
+          {"relative_attention_num_buckets", 32}};
+}
+
+json bert(const char* type, int width, int heads, int feed_forward, int layers, int vocabulary, int positions,
+          int types) {
+  return {{"model_type", type},
+          {"hidden_size", width},
+          {"num_attention_heads", heads},
+          {"intermediate_size", feed_forward},
+          {"num_hidden_layers", layers},
+          {"vocab_size", vocabulary},
+          {"max_position_embeddings", positions},
+          {"type_vocab_size", types},
+          {"pad_token_id", 1}};
+}
+
+json opt(int width, int heads, int feed_forward, int layers) {
+  return {{"model_type", "opt"},
+          {"hidden_size", width},
+          {"num_attention_heads", heads},
+          {"ffn_dim", feed_forward},
+          {"num_hidden_layers", layers},
+          {"vocab_size", 50272},
+          {"max_position_embeddings", 2048},
+          {"word_embed_proj_dim", width},
+          {"do_layer_norm_before", true}};
+}
+
+TEST(PublishedSizes, AreThoseOfTheTrueConfigurations) {
+  EXPECT_EQ(count_all(t5(768, 12, 3072, 12)), 222'903'552);      // t5-base
+  EXPECT_EQ(count_all(t5(1024, 16, 4096, 24)), 737'668'096);     // t5-large
+  EXPECT_EQ(count_all(t5(1024, 32, 16384, 24)), 2'851'598'336);  // t5-3b
+  // bert-base-uncased with its pooler, and a classifier of two classes
+  EXPECT_EQ(count_all(bert("bert", 768, 12, 3072, 12, 30522, 512, 2)), 109'482'240 + 2 * 768 + 2);
+  // roberta-large for two classes: dense layer and classifier in place of a pooler
+  EXPECT_EQ(count_all(bert("roberta", 1024, 16, 4096, 24, 50265, 514, 1)), 355'361'794);
+  EXPECT_EQ(count_all({{"model_type", "bart"},
+                       {"d_model", 1024},
+                       {"encoder_layers", 12},
+                       {"decoder_layers", 12},
+                       {"encoder_attention_heads", 16},
+                       {"decoder_attention_heads", 16},
+                       {"encoder_ffn_dim", 4096},
+                       {"decoder_ffn_dim", 4096},
+                       {"vocab_size", 50265},
+                       {"max_position_embeddings", 1024}}),
+            406'291'456);                                         // bart-large
+  EXPECT_EQ(count_all(opt(2048, 32, 8192, 24)), 1'315'758'080);   // opt-1.3b
+  EXPECT_EQ(count_all(opt(4096, 32, 16384, 32)), 6'658'473'984);  // opt-6.7b
+  EXPECT_EQ(count_all({{"model_type", "gpt2"},
+                       {"n_embd", 1024},
+                       {"n_head", 16},
+                       {"n_layer", 24},
+                       {"n_positions", 1024},
+                       {"vocab_size", 50257}}),
+            354'823'168);  // gpt2-medium
+  EXPECT_EQ(count_all({{"model_type", "llama"},
+                       {"hidden_size", 4096},
+                       {"intermediate_size", 11008},
+                       {"num_attention_heads", 32},
+                       {"num_hidden_layers", 32},
+                       {"vocab_size", 32000}}),
+            6'738'415'616);  // Llama-2-7b
+  EXPECT_EQ(count_all({{"model_type", "vit"},
+                       {"hidden_size", 768},
+                       {"intermediate_size", 3072},
+                       {"num_attention_heads", 12},
+                       {"num_hidden_layers", 12},
+                       {"image_size", 224},
+                       {"patch_size", 16},
+                       {"num_labels", 1000}}),
+            86'567'656);  // vit-base-patch16-224
+}
+
+}  // namespace
+}  // namespace espalier::peft
