@@ -4,10 +4,6 @@
 #include <ATen/ATen.h>
 #include <spdlog/fmt/fmt.h>
 
-#include <algorithm>
-#include <set>
-#include <utility>
-
 #include "common/error.h"
 #include "peft/full.h"
 #include "peft/lora.h"
@@ -80,25 +76,15 @@ std::unique_ptr<Method> make_method(const MethodConfig& config, model::StageSlic
 
 TrainedCount count_trained(const MethodConfig& config, const model::Backbone& backbone) {
   TrainedCount count;
-  std::set<std::pair<std::string, std::int64_t>> counted;  // stored names and parts
-  model::visit_planned_weights(
-      backbone, [&](const model::LayerPlan& layer, const std::string& role, const std::vector<std::int64_t>& shape) {
-        const auto stored = backbone.family->stored_weight(layer, role);
-        const bool is_copy = std::any_of(stored.tied_names.begin(), stored.tied_names.end(),
-                                         [&](const std::string& name) {
-                                           return counted.contains({name, stored.part});
-                                         }) ||
-                             !counted.emplace(stored.names.front(), stored.part).second;
-        if (stored.is_buffer || is_copy) {
-          return;
-        }
-        const std::int64_t elements = c10::multiply_integers(shape);
-        if (layer.head && !layer.head->is_language_model) {
-          count.head += elements;
-        } else if (config.method == "full") {
-          count.method += elements;
-        }
-      });
+  model::visit_stored_tensors(backbone, [&](const model::LayerPlan& layer, const model::StoredWeight& stored,
+                                            const std::vector<std::int64_t>& shape) {
+    const std::int64_t elements = stored.is_buffer ? 0 : c10::multiply_integers(shape);
+    if (layer.head && !layer.head->is_language_model) {
+      count.head += elements;
+    } else if (config.method == "full") {
+      count.method += elements;
+    }
+  });
   if (config.method == "lst") {
     count.method = count_lst(config.lst, backbone);
   } else if (config.method == "lora") {

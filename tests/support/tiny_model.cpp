@@ -3,9 +3,7 @@
 
 #include <ATen/ATen.h>
 
-#include <algorithm>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <vector>
 
 #include "common/durable_file.h"
@@ -110,13 +108,6 @@ bool is_encoder(const TinyModel& model) {
   return model.family == "bert" || model.family == "roberta";
 }
 
-/// The shape of the tensor that a folder stores for a role of shape `shape`.
-std::vector<std::int64_t> shape_as_stored(const model::StoredWeight& stored, std::vector<std::int64_t> shape) {
-  shape.front() *= stored.num_parts;
-  if (stored.is_transposed) std::reverse(shape.begin(), shape.end());
-  return shape;
-}
-
 }  // namespace
 
 std::filesystem::path write_tiny_model(const TinyModel& model, const std::filesystem::path& folder) {
@@ -125,21 +116,17 @@ std::filesystem::path write_tiny_model(const TinyModel& model, const std::filesy
                      (is_encoder(model) ? encoder_config(model) : language_model_config(model)).dump(2));
   const auto backbone = model::read_backbone(folder, {});
   std::vector<std::pair<std::string, at::Tensor>> tensors;
-  std::set<std::string> written;
-  model::visit_planned_weights(
-      backbone, [&](const model::LayerPlan& layer, const std::string& role, const std::vector<std::int64_t>& shape) {
-        const bool is_pooler = model.family == "bert" && role.starts_with("dense.");
-        const bool is_pooled_head = layer.head && !layer.head->is_language_model;
-        if (is_pooled_head && !model.has_head && !is_pooler) return;
-        const auto stored = backbone.family->stored_weight(layer, role);
-        const auto& name = stored.names.front();
-        // Tied tensors, and those of which several roles have a part, are stored once.
-        if (!stored.tied_names.empty() && layer.head) return;
-        if (!written.insert(name).second) return;
-        auto value = model::normal_by_name(shape_as_stored(stored, shape), kDeviation, /*seed=*/1, name);
-        if (role.ends_with("norm.weight")) value.add_(1);
-        tensors.emplace_back(name, value);
-      });
+  model::visit_stored_tensors(backbone, [&](const model::LayerPlan& layer, const model::StoredWeight& stored,
+                                            const std::vector<std::int64_t>& shape) {
+    const auto& name = stored.names.front();
+    const bool is_pooled_head = layer.head && !layer.head->is_language_model;
+    const bool is_pooler = name.find("pooler") != std::string::npos;
+    if (is_pooled_head && !model.has_head && !is_pooler) return;
+    auto value = model::normal_by_name(shape, kDeviation, /*seed=*/1, name);
+    const bool is_norm = shape.size() == 1 && name.ends_with(".weight");
+    if (is_norm) value.add_(1);
+    tensors.emplace_back(name, value);
+  });
   model::write_safetensors(folder / "model.safetensors", tensors, {{"format", "pt"}});
   return folder;
 }

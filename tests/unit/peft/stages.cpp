@@ -39,10 +39,9 @@ TinyModel make_tiny(const TinyConfig& config) {
   TinyModel tiny;
   tiny.backbone = plan_tiny(config);
   std::vector<std::pair<std::string, std::vector<std::int64_t>>> shapes;
-  model::visit_planned_weights(tiny.backbone, [&](const model::LayerPlan& layer, const std::string& role,
-                                                  const std::vector<std::int64_t>& shape) {
-    shapes.emplace_back(tiny.backbone.family->stored_weight(layer, role).names.front(), shape);
-  });
+  model::visit_stored_tensors(
+      tiny.backbone, [&](const model::LayerPlan&, const model::StoredWeight& stored,
+                         const std::vector<std::int64_t>& shape) { shapes.emplace_back(stored.names.front(), shape); });
   tiny.weights = model::random_weights(shapes, 0.2, 7);
   return tiny;
 }
