@@ -79,6 +79,12 @@ Trainer::Trainer(const TrainerConfig& config, Worker& worker, const data::Datase
   worker.control().all_reduce(counts).wait();
   tensors_of_stage_.assign(counts.const_data_ptr<std::int64_t>(),
                            counts.const_data_ptr<std::int64_t>() + counts.numel());
+  if (counts.sum().item<std::int64_t>() == 0) {
+    throw ConfigError(
+        fmt::format("peft.method={}: expected something to train, found nothing: a language model has no "
+                    "head of the task's; choose another method",
+                    worker.method().name()));
+  }
   sync_ = dist::make_gradient_sync(config.gradient_sync, *worker.mesh().replicas, active_tensors);
   tied_ = std::make_unique<TiedGradients>(worker.mesh(), active_names);
   optimizer_ = std::make_unique<optim::AdamW>(config.optimizer, std::move(parameters));

@@ -53,23 +53,38 @@ std::filesystem::path write_tiny_dataset(const TinyDataset& dataset, const std::
     names += (label > 0 ? ", " : "") + ("\"label" + std::to_string(label) + "\"");
   }
   const bool is_regression = dataset.task == "regression";
-  const bool has_classes = dataset.task == "classification";
+  const bool has_images = dataset.task == "image_classification";
+  const bool has_classes = dataset.task == "classification" || has_images;
   file.write_attribute("/", "task", dataset.task);
   file.write_attribute("/", "label_names", has_classes ? names + "]" : "[]");
-  file.write_attribute("/", "tokenizer_digest", std::string("sha256:tiny"));
+  file.write_attribute("/", "tokenizer_digest", std::string(has_images ? "" : "sha256:tiny"));
   file.write_attribute("/", "source_digest", std::string("sha256:tiny"));
   file.write_attribute("/", "format_version", std::int64_t{1});
   file.write_attribute("/", "num_labels", has_classes ? dataset.num_labels : std::int64_t{is_regression});
   file.write_attribute("/", "pad_token_id", std::int64_t{0});
-  file.write_attribute("/", "vocab_size", dataset.vocab);
-  file.write_attribute("/", "max_length", dataset.longest);
+  file.write_attribute("/", "vocab_size", has_images ? 0 : dataset.vocab);
+  file.write_attribute("/", "max_length", has_images ? 0 : dataset.longest);
+  if (has_images) {
+    file.write_attribute("/", "pixel_mean", std::string("[0.5]"));
+    file.write_attribute("/", "pixel_std", std::string("[0.5]"));
+  }
   for (const std::string split : {"train", "validation", "test"}) {
     const auto rows = draw_rows(dataset, split == "train" ? dataset.num_rows : dataset.num_rows / 3, split);
     const auto write = [&](const std::string& name, Hdf5Type type, const auto& values) {
       file.write(split + "/" + name, type, {static_cast<std::int64_t>(values.size())}, values.data());
     };
-    write("input_ids", Hdf5Type::kInt32, rows.ids);
-    write("input_offsets", Hdf5Type::kInt64, rows.offsets);
+    if (has_images) {
+      const auto num_rows = static_cast<std::int64_t>(rows.classes.size());
+      std::vector<std::uint8_t> pixels;
+      for (std::int64_t row = 0; row < num_rows; ++row) {
+        const auto first = rows.ids[static_cast<std::size_t>(rows.offsets[static_cast<std::size_t>(row)])];
+        for (int pixel = 0; pixel < 64; ++pixel) pixels.push_back(static_cast<std::uint8_t>(5 * first + pixel % 3));
+      }
+      file.write(split + "/pixels", Hdf5Type::kUInt8, {num_rows, 8, 8, 1}, pixels.data());
+    } else {
+      write("input_ids", Hdf5Type::kInt32, rows.ids);
+      write("input_offsets", Hdf5Type::kInt64, rows.offsets);
+    }
     if (is_regression) {
       write("labels", Hdf5Type::kFloat32, rows.targets);
     } else if (dataset.task == "seq2seq") {

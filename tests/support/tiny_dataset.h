@@ -9,7 +9,7 @@
 namespace espalier::test {
 
 struct TinyDataset {
-  std::string task = "classification";  ///< classification | regression | seq2seq | causal_lm
+  std::string task = "classification";  ///< classification | regression | seq2seq | causal_lm | image_classification
   std::int64_t num_rows = 60;           ///< of the train split; validation and test have a third each
   std::int64_t vocab = 50;
   std::int64_t longest = 20;
@@ -18,7 +18,8 @@ struct TinyDataset {
 };
 
 /// Writes the file and returns its path. The label follows from the first token, so that training can learn it; the
-/// target of seq2seq is the beginning of the input, the prompt of causal_lm its first token.
+/// target of seq2seq is the beginning of the input, the prompt of causal_lm its first token. Images are 8 x 8 pixels of
+/// one channel, as grey as that token.
 std::filesystem::path write_tiny_dataset(const TinyDataset& dataset, const std::filesystem::path& file);
 
 }  // namespace espalier::test

@@ -37,6 +37,9 @@ nlohmann::json encoder_config(const TinyModel& model) {
       {"pad_token_id", model.family == "bert" ? 0 : 1},
       {"id2label", nlohmann::json::object()},
   };
+  if (model.family == "vit") {
+    config.update({{"image_size", 8}, {"patch_size", 4}, {"num_channels", 1}});
+  }
   for (std::int64_t label = 0; label < model.num_labels; ++label) {
     config["id2label"][std::to_string(label)] = "LABEL_" + std::to_string(label);
   }
@@ -105,7 +108,7 @@ nlohmann::json language_model_config(const TinyModel& model) {
 }
 
 bool is_encoder(const TinyModel& model) {
-  return model.family == "bert" || model.family == "roberta";
+  return model.family == "bert" || model.family == "roberta" || model.family == "vit";
 }
 
 }  // namespace

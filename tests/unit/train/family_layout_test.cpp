@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Promise 1 for the families of language models: carries of two stacks, position biases that cross stages, tied tables.
+// Promise 1 for the families beyond BERT: carries of two stacks, position biases that cross stages, tied tables,
+// images.
 #include <gtest/gtest.h>
 
+#include "common/error.h"
 #include "temporary_folder.h"
 #include "tiny_dataset.h"
 #include "tiny_model.h"
@@ -19,8 +21,8 @@ class FamilyLayouts : public testing::TestWithParam<std::tuple<const char*, cons
     request_.model = write_tiny_model(
         {.family = family, .num_blocks = 3, .num_decoder_blocks = 2, .width = 16, .heads = 2, .ff = 24},
         folder_ / "model");
-    request_.dataset = write_tiny_dataset(
-        {.task = has_encoder ? "seq2seq" : "causal_lm", .num_rows = 240, .longest = 12}, folder_ / "data.h5");
+    const char* task = family == std::string("vit") ? "image_classification" : has_encoder ? "seq2seq" : "causal_lm";
+    request_.dataset = write_tiny_dataset({.task = task, .num_rows = 240, .longest = 12}, folder_ / "data.h5");
     request_.peft.method = method;
     request_.peft.lora.rank = 4;
   }
@@ -50,11 +52,26 @@ TEST_P(FamilyLayouts, GiveTheSameLossesAndWeightsBitForBit) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, FamilyLayouts,
-                         testing::Combine(testing::Values("t5", "bart", "opt", "gpt2", "llama"),
+                         testing::Combine(testing::Values("t5", "bart", "opt", "gpt2", "llama", "vit"),
                                           testing::Values("full", "lora")),
                          [](const auto& tested) {
                            return std::string(std::get<0>(tested.param)) + "_" + std::get<1>(tested.param);
                          });
+
+TEST(LanguageModel, IsNotTrainedByAMethodThatFindsNothingToTrain) {
+  const TemporaryFolder folder;
+  RunRequest request;
+  request.model = write_tiny_model({.family = "gpt2"}, folder / "model");
+  request.dataset = write_tiny_dataset({.task = "causal_lm"}, folder / "data.h5");
+  request.folder = folder / "run";
+  request.peft.method = "probe";
+  try {
+    run_training(request, {1, 1});
+    ADD_FAILURE() << "a probe without a head was trained";
+  } catch (const ConfigError& error) {
+    EXPECT_NE(std::string(error.what()).find("peft.method=probe"), std::string::npos) << error.what();
+  }
+}
 
 }  // namespace
 }  // namespace espalier::test
