@@ -17,7 +17,7 @@ cmake --preset cpu >/dev/null
 cmake --build --preset cpu
 log=build/cpu/test.log
 status=0
-ctest --preset cpu --output-on-failure "${exclude[@]}" "$@" | tee "$log" || status=$?
+ctest --preset cpu -j 2 --output-on-failure "${exclude[@]}" "$@" | tee "$log" || status=$?
 gpu_tests=$(ctest --preset cpu -L gpu -N | sed -n 's/^ *Test *#[0-9]*: //p')
 count_gpu() { grep -cFx "$gpu_tests" || true; }
 started=$(sed -n 's|^ *[0-9]*/[0-9]* Test *#[0-9]*: \([^ ]*\) .*|\1|p' "$log" | count_gpu)
