@@ -89,11 +89,7 @@ Backbone plan_gpt2(const ConfigFile& config, const HeadRequest& request) {
     backbone.chain[layer].block->attention_scale = is_scaled_by_depth ? width_scale / depth : width_scale;
   }
   add_layer(backbone, LayerKind::kFinal, "decoder_final").final = final;
-  if (wants_language_model(config, request, /*is_usual=*/true)) {
-    add_language_model_head(backbone).has_bias = false;
-  } else {
-    add_score_head(backbone, config, request);
-  }
+  add_causal_head(backbone, config, request);
   return backbone;
 }
 

@@ -130,11 +130,7 @@ Backbone plan_llama(const ConfigFile& config, const HeadRequest& request) {
   add_layer(backbone, LayerKind::kEmbedding, "embedding").embedding = embedding;
   add_blocks(backbone, "decoder", config.integer("num_hidden_layers", 1), block);
   add_layer(backbone, LayerKind::kFinal, "decoder_final").final = final;
-  if (wants_language_model(config, request, /*is_usual=*/true)) {
-    add_language_model_head(backbone).has_bias = false;
-  } else {
-    add_score_head(backbone, config, request);
-  }
+  add_causal_head(backbone, config, request);
   return backbone;
 }
 

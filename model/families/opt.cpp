@@ -84,10 +84,7 @@ Backbone plan_opt(const ConfigFile& config, const HeadRequest& request) {
   if (final.has_norm || final.projected_width > 0) {
     add_layer(backbone, LayerKind::kFinal, "decoder_final").final = final;
   }
-  const bool is_language_model = wants_language_model(config, request, /*is_usual=*/true);
-  auto& head = is_language_model ? add_language_model_head(backbone) : add_score_head(backbone, config, request);
-  head.width = token_width;
-  if (is_language_model) head.has_bias = false;
+  add_causal_head(backbone, config, request).width = token_width;
   return backbone;
 }
 

@@ -116,10 +116,13 @@ HeadSpec& add_sequence_head(Backbone& backbone, const ConfigFile& config, const 
   return add_layer(backbone, LayerKind::kHead, "head", Stack::kDecoder).head.emplace(head);
 }
 
-HeadSpec& add_score_head(Backbone& backbone, const ConfigFile& config, const HeadRequest& request) {
-  auto head = pooled_head(backbone, config, request, Pooling::kLastToken);
+HeadSpec& add_causal_head(Backbone& backbone, const ConfigFile& config, const HeadRequest& request) {
+  const bool is_language_model = wants_language_model(config, request, /*is_usual=*/true);
+  auto& head = is_language_model ? add_language_model_head(backbone)
+                                 : add_layer(backbone, LayerKind::kHead, "head")
+                                       .head.emplace(pooled_head(backbone, config, request, Pooling::kLastToken));
   head.has_bias = false;
-  return add_layer(backbone, LayerKind::kHead, "head").head.emplace(head);
+  return head;
 }
 
 }  // namespace espalier::model

@@ -39,7 +39,8 @@ HeadSpec& add_language_model_head(Backbone& backbone, Stack stack = Stack::kOnly
 /// Appends the head of an encoder-decoder's classifier: drop, dense, tanh, drop, classifier over the state of the last
 /// end-of-sequence token (or the mean of all); the family says which token that is.
 HeadSpec& add_sequence_head(Backbone& backbone, const ConfigFile& config, const HeadRequest& request);
-/// Appends the head of a causal model's classifier: one linear without bias over the state of the last token.
-HeadSpec& add_score_head(Backbone& backbone, const ConfigFile& config, const HeadRequest& request);
+/// Appends the head of a causal model: that of a language model, without bias, or for a classifier one linear without
+/// bias over the state of the last token.
+HeadSpec& add_causal_head(Backbone& backbone, const ConfigFile& config, const HeadRequest& request);
 
 }  // namespace espalier::model

@@ -5,6 +5,7 @@ datasets (glue.py, questions.py) know their columns themselves."""
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Form:
+class Form(ABC):
     """How the rows of one kind of source are read. Splits that `files` does not name are not read from a folder: the
     test sets of some datasets have no labels."""
 
@@ -49,9 +50,9 @@ class Form:
         """Further files that `rows(path)` reads."""
         return []
 
+    @abstractmethod
     def example(self, row: Row) -> Example | None:
         """None: an option drops the row."""
-        raise NotImplementedError
 
     def find_files(self, folder: Path) -> dict[str, list[Path]]:
         """The files of a folder as published, by split."""

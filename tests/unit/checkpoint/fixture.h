@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the tests of checkpoint/ share: a folder that goes away, tensors of every stored type, and hands that damage
-// files.
+// What the tests of checkpoint/ share: tensors of every stored type, and hands that damage files.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -12,27 +11,9 @@
 
 #include "checkpoint/tensor_file.h"
 #include "common/durable_file.h"
+#include "tests/support/temporary_folder.h"
 
 namespace espalier::checkpoint {
-
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "espalier_checkpoint_XXXXXX").string();
-    if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("no temporary folder");
-    path_ = name;
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 inline at::Tensor counted(at::IntArrayRef shape, double start) {
   std::int64_t num_elements = 1;
