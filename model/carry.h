@@ -33,6 +33,8 @@ struct CarryEntry {
   std::vector<std::int64_t> sizes;
   at::ScalarType dtype = at::kFloat;
   bool needs_gradient = false;  ///< its gradient crosses back
+  /// Of what crosses back: a fixed-point stream has an fp32 gradient.
+  [[nodiscard]] at::ScalarType gradient_dtype() const { return at::isIntegralType(dtype, false) ? at::kFloat : dtype; }
 };
 /// Sorted by name.
 using CarryPlan = std::vector<CarryEntry>;

@@ -1,9 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "peft/full.h"
 
+#include <c10/util/accumulate.h>
+
 #include "peft/trained_set.h"
 
 namespace espalier::peft {
+
+std::int64_t count_full(const model::Backbone& backbone) {
+  std::int64_t count = 0;
+  model::visit_stored_tensors(backbone, [&](const model::LayerPlan& layer, const model::StoredWeight& stored,
+                                            const std::vector<std::int64_t>& shape) {
+    const bool is_task_head = layer.head && !layer.head->is_language_model;
+    count += stored.is_buffer || is_task_head ? 0 : c10::multiply_integers(shape);
+  });
+  return count;
+}
 
 FullMethod::FullMethod(model::StageSlice& slice, const model::WeightSource& weights)
     : ChainMethod(slice, {.first_trained_layer = 0, .trains_position_bias = true}) {

@@ -7,6 +7,9 @@
 
 namespace espalier::peft {
 
+/// Scalars that train, a tied one once, without the task head.
+std::int64_t count_full(const model::Backbone& backbone);
+
 class FullMethod final : public ChainMethod {
  public:
   FullMethod(model::StageSlice& slice, const model::WeightSource& weights);

@@ -30,6 +30,17 @@ int first_block(const model::Backbone& backbone) {
 
 }  // namespace
 
+void describe(OptionTable& table, LoraConfig& config) {
+  table.add("peft.lora.rank", config.rank).at_least(1).help("Rank of the factors. Trained scalars grow with it.");
+  table.add("peft.lora.alpha", config.alpha).above(0).help("The product of the factors is scaled by alpha / rank.");
+  table.add("peft.lora.dropout", config.dropout).at_least(0).below(1).help("Dropout on what the factors read.");
+  table.add("peft.lora.targets", config.targets)
+      .help(
+          "Roles of the linears that get factors, in every block: attention.query, attention.key, attention.value, "
+          "attention.output, "
+          "feed_forward.up, feed_forward.down.");
+}
+
 void check_lora(const LoraConfig& config, const model::Backbone& backbone) {
   const std::set<std::string> wanted(config.targets.begin(), config.targets.end());
   if (wanted.empty() || wanted.size() != config.targets.size()) {

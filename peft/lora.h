@@ -7,9 +7,13 @@
 #include <string>
 #include <vector>
 
+#include "common/options.h"
 #include "peft/chain_method.h"
 
 namespace espalier::peft {
+
+/// Keys "peft.lora.*".
+void describe(OptionTable& table, LoraConfig& config);
 
 /// One chosen linear of one block.
 struct LoraTarget {

@@ -66,6 +66,34 @@ at::Tensor drop(const at::Tensor& x, double probability, const model::ForwardCon
 
 }  // namespace
 
+void describe(OptionTable& table, LstConfig& config) {
+  table.add("peft.lst.reduction", config.reduction)
+      .at_least(1)
+      .help(
+          "Divides every width of the backbone to give the side network's. Must divide width, head width and "
+          "feed-forward width.");
+  table.add("peft.lst.layers", config.layers)
+      .help("Blocks that have a side block, 0-based, ascending; empty: all. Fewer train and keep less.");
+  table.add("peft.lst.gate", config.gate)
+      .choices({"learned", "one", "none"})
+      .help(
+          "How a ladder joins the side state. learned: a trained scalar weighs both. one: the side state alone, no "
+          "ladders "
+          "(the pruned network by itself). none: their plain sum.");
+  table.add("peft.lst.gate_temperature", config.gate_temperature)
+      .above(0)
+      .help("Divides the gate's argument: a gate's gradient grows as it falls.");
+  table.add("peft.lst.side_initial", config.side_initial)
+      .choices({"magnitude", "random"})
+      .help(
+          "Where side blocks start. magnitude: the backbone's blocks pruned to their largest weights. random: normal "
+          "numbers of the "
+          "backbone's initial deviation.");
+  table.add("peft.lst.ladder_bias", config.ladder_bias).help("Ladders (down-projections) have a bias.");
+  table.add("peft.lst.backbone_dropout", config.backbone_dropout)
+      .help("Draw the backbone's own dropout in training. Off: its forward is cheaper and the same in every epoch.");
+}
+
 LstPlan plan_lst(const LstConfig& config, const model::Backbone& backbone) {
   if (backbone.is_encoder_decoder() || backbone.head().is_language_model || !backbone.chain.front().embedding ||
       backbone.chain[backbone.chain.size() - 2].kind != model::LayerKind::kBlock) {

@@ -7,10 +7,14 @@
 #include <memory>
 #include <vector>
 
+#include "common/options.h"
 #include "peft/lst_pruning.h"
 #include "peft/method.h"
 
 namespace espalier::peft {
+
+/// Keys "peft.lst.*".
+void describe(OptionTable& table, LstConfig& config);
 
 /// What the options make of a backbone. Pure.
 struct LstPlan {

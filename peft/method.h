@@ -7,13 +7,17 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "common/options.h"
 #include "model/slice.h"
+#include "peft/method_config.h"
 
 namespace espalier::peft {
 
@@ -50,6 +54,25 @@ struct StageResult {
   std::unique_ptr<StagePass> pass;  ///< null when nothing is kept
 };
 
+/// Named tensors of one weight that a method draws anew between optimizer steps.
+using WeightParts = std::vector<std::pair<std::string, at::Tensor>>;
+
+/// What a method does to its tensors between optimizer steps (ROSA draws new subspaces). Each weight is a job of its
+/// own, so that replicas can share the work: one of them does it, and the others receive the tensors.
+class Resampling {
+ public:
+  virtual ~Resampling() = default;
+  /// Number of the event before optimizer step `step` (0-based, the next to run), if there is one: 0 before the first.
+  [[nodiscard]] virtual std::optional<std::int64_t> event_before(std::int64_t step,
+                                                                 std::int64_t steps_per_epoch) const = 0;
+  /// Weights of this slice that are drawn anew.
+  [[nodiscard]] virtual int num_weights() const = 0;
+  /// The tensors that an event changes, in place; an event keeps their identity.
+  [[nodiscard]] virtual WeightParts parts(int weight) = 0;
+  /// The event for one weight: a pure function of its parts, the seed, `event` and its canonical name.
+  virtual void resample(int weight, std::int64_t event) = 0;
+};
+
 class Method {
  public:
   virtual ~Method() = default;
@@ -68,33 +91,20 @@ class Method {
   [[nodiscard]] virtual StageResult forward(model::Carry incoming, const model::StageInputs& inputs,
                                             const model::ForwardContext& context, bool keeps_pass) = 0;
 
+  /// Tensors that do not train and are no longer what the folder stores, under canonical names (the rest of a weight
+  /// that ROSA split): a checkpoint holds them beside the trained ones.
+  [[nodiscard]] virtual std::map<std::string, at::Tensor> kept_tensors() const { return {}; }
+  /// Null for a method that changes nothing between steps.
+  [[nodiscard]] virtual Resampling* resampling() { return nullptr; }
+
   /// Facts for the exported adapter's JSON (kind, ranks, reduction, ...), as pairs of key and JSON text.
   [[nodiscard]] virtual std::vector<std::pair<std::string, std::string>> describe_export() const = 0;
 };
 
-struct LstConfig {
-  std::int64_t reduction = 8;
-  std::vector<std::int64_t> layers = {};  ///< kept side layers, 0-based, ascending; empty: all
-  std::string gate = "learned";           ///< learned | one | none
-  double gate_temperature = 0.1;
-  std::string side_initial = "magnitude";  ///< magnitude | random
-  bool ladder_bias = true;
-  bool backbone_dropout = true;
-};
+/// What "peft.method" may be.
+std::vector<std::string> method_names();
 
-struct LoraConfig {
-  std::int64_t rank = 8;
-  double alpha = 16;
-  double dropout = 0;
-  std::vector<std::string> targets = {"attention.query", "attention.value"};  ///< roles of linears
-};
-
-struct MethodConfig {
-  std::string method = "lst";  ///< lst | lora | full | probe
-  LstConfig lst = {};
-  LoraConfig lora = {};
-};
-/// Keys "peft.method", "peft.lst.*", "peft.lora.*".
+/// Keys "peft.method" and "peft.<method>.*".
 void describe(OptionTable& table, MethodConfig& config);
 
 /// Attaches the method to `slice`. `weights` is the whole folder: pruning walks layers that other stages hold.

@@ -21,7 +21,8 @@ model::Carry StageExecutor::receive(const model::CarryPlan& plan, bool gradients
     if (gradients && !entry.needs_gradient) {
       continue;
     }
-    auto tensor = at::empty(entry.sizes, at::TensorOptions().dtype(entry.dtype).device(slice_.options().device));
+    const auto dtype = gradients ? entry.gradient_dtype() : entry.dtype;
+    auto tensor = at::empty(entry.sizes, at::TensorOptions().dtype(dtype).device(slice_.options().device));
     works.push_back(mesh_.pipeline->recv(tensor, peer, channel));
     carry.emplace(entry.name, std::move(tensor));
   }
@@ -41,7 +42,7 @@ void StageExecutor::send(const model::CarryPlan& plan, bool gradients, const mod
     const auto found = carry.find(entry.name);
     ESPALIER_CHECK(found != carry.end() && found->second.defined(), "stage {} must send '{}' and does not have it",
                    mesh_.place.stage_index, entry.name);
-    auto tensor = found->second.to(entry.dtype).contiguous();
+    auto tensor = found->second.to(gradients ? entry.gradient_dtype() : entry.dtype).contiguous();
     ESPALIER_CHECK(tensor.sizes() == at::IntArrayRef(entry.sizes), "'{}' has another shape than planned", entry.name);
     auto work = mesh_.pipeline->send(tensor, peer, channel);
     sends_.push_back({std::move(work), std::move(tensor)});

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// The options of every method, keys "peft.method" and "peft.<method>.*": values only. What an option means and which
+// values it takes stands with its method, in describe().
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace espalier::peft {
+
+struct LstConfig {
+  std::int64_t reduction = 8;
+  std::vector<std::int64_t> layers = {};          ///< kept side layers of the only stack or the encoder; empty: all
+  std::vector<std::int64_t> decoder_layers = {};  ///< the same of the decoder
+  std::string gate = "learned";                   ///< learned | one | none
+  double gate_temperature = 0.1;
+  std::string fuse = "before";             ///< before | after the side block
+  std::string side_initial = "magnitude";  ///< fisher | magnitude | random
+  std::int64_t fisher_samples = 1024;
+  bool ladder_bias = true;
+  bool merge_last = false;
+  bool backbone_dropout = true;
+  std::string position_bias = "own";  ///< own | backbone
+};
+
+struct LastConfig {
+  std::int64_t rank = 8;
+  std::int64_t group_size = 1;
+  std::int64_t modules_per_group = 2;
+  std::int64_t heads = 1;
+  bool norm_affine = true;
+  bool up_bias = false;
+  bool qkv_bias = false;
+  bool correction = true;
+  double up_deviation = 0;  ///< 0: starts at the frozen backbone
+};
+
+struct LoraConfig {
+  std::int64_t rank = 8;
+  double alpha = 16;
+  double dropout = 0;
+  std::vector<std::string> targets = {"attention.query", "attention.value"};  ///< roles of linears
+};
+
+struct RosaConfig {
+  double rank = 8;  ///< an integer, or a share of the smaller width
+  std::vector<std::string> targets = {"attention.query", "attention.key", "attention.value", "attention.output"};
+  std::string sampling = "window";       ///< window | uniform | top | bottom
+  std::string sigma = "a";               ///< a: on A | both: its root on A and on B
+  std::string split = "subspace";        ///< subspace | add | random_add
+  std::string trained_factors = "both";  ///< both | a | b
+  std::int64_t every_epochs = 1;         ///< 0: the first event only
+  std::int64_t every_steps = 0;          ///< in place of every_epochs
+  bool head_trained = true;
+  std::string svd_type = "fp32";  ///< fp32 | fp64
+};
+
+struct AdapterConfig {
+  std::string placement = "houlsby";  ///< houlsby | parallel
+  std::int64_t rank = 48;
+  std::string activation = "model";  ///< the backbone's, or a name
+  double dropout = 0;
+  bool norms_trained = false;
+};
+
+struct PromptConfig {
+  std::int64_t num_tokens = 20;
+};
+
+struct MeftConfig {
+  std::int64_t variant = 1;  ///< MEFT1, 2 or 3
+  std::int64_t rank = 8;
+  double lambda = 0, beta = 0;          ///< 0: the variant's own
+  std::int64_t reversible_layers = -1;  ///< -1: all above frozen_bottom
+  std::int64_t frozen_bottom = 0;       ///< lowest blocks, plain and frozen
+  std::string merge = "auto";           ///< auto | mean | sum | concat
+  bool norm_in_adapter = false;
+  std::string inversion = "exact";  ///< exact | float | anchored
+  std::int64_t anchor_layers = 4;
+  std::int64_t fraction_bits = 20;
+  double error_limit = 1e-3;  ///< of the float inversion
+};
+
+struct MethodConfig {
+  std::string method = "lst";
+  LstConfig lst = {};
+  LastConfig last = {};
+  LoraConfig lora = {};
+  RosaConfig rosa = {};
+  AdapterConfig adapter = {};
+  PromptConfig prompt = {};
+  MeftConfig meft = {};
+};
+
+}  // namespace espalier::peft
