@@ -15,6 +15,7 @@
 #include "launch/adapter_files.h"
 #include "launch/array_files.h"
 #include "launch/commands.h"
+#include "model/input_names.h"
 #include "train/generation.h"
 
 namespace espalier::launch {
@@ -31,6 +32,15 @@ struct GenerateRequest {
 /// Row -> generated tokens.
 using Texts = std::map<std::int64_t, train::TokenIds>;
 
+/// What a search reads of `arrays`: ids and mask, and images where there are some.
+model::NamedTensors prompts_from(const model::NamedTensors& arrays, const at::Tensor& mask) {
+  model::NamedTensors prompts{{"input_ids", arrays.at("input_ids")}, {"attention_mask", mask}};
+  for (const auto* name : model::kVisualInputs) {
+    if (arrays.contains(name)) prompts.emplace(name, arrays.at(name));
+  }
+  return prompts;
+}
+
 /// The prompts of `rows`: what generation goes on from, without the answer behind it.
 model::NamedTensors prompts_of(const data::Split& split, const std::vector<std::int64_t>& rows,
                                const data::DataConfig& config) {
@@ -40,7 +50,7 @@ model::NamedTensors prompts_of(const data::Split& split, const std::vector<std::
     const auto length = std::min(split.prompt_length(rows[i]), mask.size(1));
     mask[static_cast<std::int64_t>(i)].slice(0, length).zero_();
   }
-  return {{"input_ids", batch.at("input_ids")}, {"attention_mask", mask}};
+  return prompts_from(batch, mask);
 }
 
 /// Collective: every rank.
@@ -84,7 +94,7 @@ Texts generate_arrays(train::Worker& worker, const GenerateRequest& request) {
   if (mask.sizes() != ids.sizes()) {
     throw ConfigError(fmt::format("{}: attention_mask: expected the shape of input_ids", request.inputs));
   }
-  const auto generated = train::generate(worker, request.search, {{"input_ids", ids}, {"attention_mask", mask}});
+  const auto generated = train::generate(worker, request.search, prompts_from(arrays, mask));
   Texts texts;
   for (std::size_t row = 0; row < generated.size(); ++row) {
     texts[static_cast<std::int64_t>(row)] = generated[row];

@@ -35,6 +35,10 @@ void read_generation(const ConfigFile& config, Backbone& backbone) {
 
 }  // namespace
 
+bool is_task_weight(const LayerPlan& layer, std::string_view role) {
+  return (layer.head && !layer.head->is_language_model) || role.starts_with("visual.");
+}
+
 int Backbone::num_blocks() const {
   return static_cast<int>(std::count_if(chain.begin(), chain.end(),
                                         [](const LayerPlan& layer) { return layer.kind == LayerKind::kBlock; }));

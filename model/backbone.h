@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "model/block.h"
@@ -28,6 +29,16 @@ enum class Positions {
   kFollowMask,     ///< running count of attended tokens - 1, padding at -1 (OPT)
 };
 
+/// Visual tokens behind the text (Cho et al., VL-T5, ICML 2021, section 3.1; Sung et al., VL-Adapter, CVPR 2022):
+/// RMS(W_f feature + b_f) + RMS(W_p [x1, x2, y1, y2, area] + b_p) + E_img[image] + token[vocabulary - 1 - object].
+struct VisualEmbeddingSpec {
+  std::int64_t feature_width = 2048;
+  std::int64_t num_images = 2;  ///< most images of a row
+  std::int64_t width = 0;
+  bool has_order = true;  ///< the last two terms
+  double norm_epsilon = 1e-6;
+};
+
 /// Token, position and type embeddings, then norm and dropout.
 struct EmbeddingSpec {
   std::int64_t vocab_size = 0, width = 0;
@@ -41,6 +52,7 @@ struct EmbeddingSpec {
   bool has_norm = true;
   double norm_epsilon = 1e-12;
   double dropout = 0;
+  std::optional<VisualEmbeddingSpec> visual = {};  ///< of an encoder that reads images behind its text
 };
 
 /// Image [B, C, Y, X] -> class token and one token for each patch (Dosovitskiy et al., ViT, ICLR 2021, section 3.1).
@@ -99,6 +111,10 @@ struct LayerPlan {
   std::optional<HeadSpec> head = {};
 };
 
+/// Weights of the task, not of the frozen backbone: a pooled head, a visual embedding ("visual.*"). Every method trains
+/// them; they are fp32 always, and where the folder lacks them they start fresh.
+bool is_task_weight(const LayerPlan& layer, std::string_view role);
+
 /// What the user asks of the head; the rest comes from the folder.
 struct HeadRequest {
   std::int64_t num_labels = 0;  ///< 0: as the folder says
@@ -126,6 +142,11 @@ struct Backbone {
   [[nodiscard]] int num_blocks() const;
   [[nodiscard]] bool is_encoder_decoder() const { return chain.front().stack == Stack::kEncoder; }
   [[nodiscard]] const LayerPlan& layer(int index) const { return chain[static_cast<std::size_t>(index)]; }
+  /// The images that the model reads behind its text; null: none.
+  [[nodiscard]] const VisualEmbeddingSpec* visual() const {
+    const auto& embedding = chain.front().embedding;
+    return embedding && embedding->visual ? &*embedding->visual : nullptr;
+  }
   [[nodiscard]] const HeadSpec& head() const { return *chain.back().head; }
 };
 

@@ -2,6 +2,9 @@
 // A transformer block as a link of the chain: replaces "hidden" [B, T, D].
 #pragma once
 
+#include <ATen/ops/constant_pad_nd.h>
+
+#include <algorithm>
 #include <utility>
 
 #include "model/attention_cache.h"
@@ -29,14 +32,19 @@ inline BlockInputs block_inputs(const LayerPlan& plan, const Carry& carry, const
 
 class BlockLayer : public Layer {
  public:
-  explicit BlockLayer(LayerPlan plan)
-      : Layer(std::move(plan)), block_(*this->plan().block, {RandomDomain::kBackbone, this->plan().index}) {}
+  /// `domain`: whose dropout it draws, the backbone's or a side network's.
+  explicit BlockLayer(LayerPlan plan, RandomDomain domain = RandomDomain::kBackbone)
+      : Layer(std::move(plan)), block_(*this->plan().block, {domain, this->plan().index}) {}
 
   void forward(Carry& carry, const StageInputs& inputs, const ForwardContext& context) const override {
     auto& hidden = carry.at("hidden");
     if (block_.spec().relative_bias) {
       const bool goes_on = context.cache != nullptr && block_.spec().is_causal;
-      carry["position_bias"] = block_.relative_position_bias(hidden.size(1), goes_on ? context.cache->num_tokens() : 0);
+      // Distances are between words: visual tokens have none.
+      const auto num_visual = plan().stack == Stack::kDecoder ? 0 : std::min(inputs.num_visual_tokens, hidden.size(1));
+      const auto bias =
+          block_.relative_position_bias(hidden.size(1) - num_visual, goes_on ? context.cache->num_tokens() : 0);
+      carry["position_bias"] = num_visual == 0 ? bias : at::constant_pad_nd(bias, {0, num_visual, 0, num_visual});
     }
     hidden = block_.forward(hidden, block_inputs(plan(), carry, inputs), context);
   }

@@ -22,9 +22,10 @@ using NamedTensors = std::map<std::string, at::Tensor>;
 /// The sizes that decide every carry's shape.
 struct BatchShape {
   std::int64_t rows = 0;           ///< B
-  std::int64_t tokens = 0;         ///< T; of an image, its patches and the class token
+  std::int64_t tokens = 0;         ///< T, visual ones included; of an image, its patches and the class token
   std::int64_t target_tokens = 0;  ///< U, of the decoder of an encoder-decoder
   std::int64_t cached_tokens = 0;  ///< generation: tokens of the generating stack before these
+  std::int64_t visual_tokens = 0;  ///< V, the last of the tokens, which stand behind the text
 };
 
 /// One tensor that crosses a boundary.

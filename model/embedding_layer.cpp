@@ -32,6 +32,7 @@ EmbeddingLayer::EmbeddingLayer(LayerPlan plan) : Layer(std::move(plan)), spec_(*
   if (spec_.token_width > 0) projection_ = Linear(spec_.token_width, spec_.width, /*bias_wanted=*/false);
   norm_.epsilon = spec_.norm_epsilon;
   norm_.width = spec_.width;
+  if (spec_.visual) visual_.emplace(*spec_.visual);
 }
 
 void EmbeddingLayer::forward(Carry& carry, const StageInputs& inputs, const ForwardContext& context) const {
@@ -45,12 +46,19 @@ void EmbeddingLayer::forward(Carry& carry, const StageInputs& inputs, const Forw
     hidden.add_(types == inputs.tensors.end() ? token_type_.select(0, 0) : at::embedding(token_type_, types->second));
   }
   if (spec_.positions != Positions::kNone) hidden.add_(embed_positions(ids, inputs.tensors, context));
+  if (visual_ && inputs.num_visual_tokens > 0 && ids.size(1) > 0) {
+    hidden = at::cat({hidden, embed_visual(inputs, context).to(hidden.scalar_type())}, 1);
+  }
   if (spec_.has_norm) hidden = norm_.forward(hidden);
   if (context.is_training) {
     const LayerPlace place{RandomDomain::kBackbone, plan().index};
     hidden = dropout(hidden, spec_.dropout, dropout_key(context, place, DropoutSite::kEmbedding));
   }
   carry["hidden"] = hidden;
+}
+
+at::Tensor EmbeddingLayer::embed_visual(const StageInputs& inputs, const ForwardContext& context) const {
+  return visual_->forward(inputs.tensors, token_, context);
 }
 
 at::Tensor EmbeddingLayer::embed_tokens(const at::Tensor& ids, const ForwardContext& context) const {
@@ -90,6 +98,7 @@ void EmbeddingLayer::visit_weights(const WeightVisitor& visit) {
   if (spec_.positions != Positions::kNone) visit("position.weight", position_, {spec_.num_positions, spec_.width});
   if (spec_.num_token_types > 0) visit("token_type.weight", token_type_, {spec_.num_token_types, spec_.width});
   if (spec_.has_norm) model::visit_weights("norm", norm_, visit);
+  if (visual_) visual_->visit_weights(visit);
 }
 
 void EmbeddingLayer::visit_linears(const std::function<void(const std::string& role, Linear& linear)>& /*visit*/) {}

@@ -1,19 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-// First link of a stack: token, type and position embeddings, norm, dropout. Sets "hidden" [B, T, D]. That of a decoder
-// reads decoder_input_ids, and what the encoder left in "hidden" becomes "memory".
+// First link of a stack: token, type and position embeddings, visual tokens behind them, norm, dropout. Sets "hidden"
+// [B, T, D]. That of a decoder reads decoder_input_ids, and what the encoder left in "hidden" becomes "memory".
 #pragma once
 
+#include <optional>
+
 #include "model/slice.h"
+#include "model/visual_embedding.h"
 
 namespace espalier::model {
 
-/// Roles: token.weight, projection.weight, position.weight, token_type.weight, norm.{weight,bias}.
+/// Roles: token.weight, projection.weight, position.weight, token_type.weight, norm.{weight,bias}, and those of a
+/// VisualEmbedding. Of inputs that are text_only() it embeds the text.
 class EmbeddingLayer : public Layer {
  public:
   explicit EmbeddingLayer(LayerPlan plan);
   void forward(Carry& carry, const StageInputs& inputs, const ForwardContext& context) const override;
   void visit_weights(const WeightVisitor& visit) override;
   void visit_linears(const std::function<void(const std::string& role, Linear& linear)>& visit) override;
+  /// The visual tokens alone, before dropout [B, V, D], for a side network that sees them where its backbone does not.
+  /// Requires: plan().embedding->visual, inputs as prepare() made them.
+  [[nodiscard]] at::Tensor embed_visual(const StageInputs& inputs, const ForwardContext& context) const;
 
  private:
   [[nodiscard]] at::Tensor embed_tokens(const at::Tensor& ids, const ForwardContext& context) const;
@@ -27,6 +34,7 @@ class EmbeddingLayer : public Layer {
   at::Tensor position_;    // [P, D]
   at::Tensor token_type_;  // [K, D]
   Norm norm_;
+  std::optional<VisualEmbedding> visual_;
 };
 
 }  // namespace espalier::model

@@ -19,6 +19,7 @@ struct StoredWeight {
   bool is_transposed = false;                ///< stored [in, out] (GPT-2)
   std::int64_t part = 0, num_parts = 1;      ///< which of equal parts of the (transposed) tensor's rows
   bool is_buffer = false;                    ///< never trained; zeros when it is absent
+  bool is_task = false;                      ///< is_task_weight(): trained by every method, fresh when it is absent
 };
 
 /// Where one role, or the weight and the bias of one linear or norm, are stored.

@@ -66,11 +66,10 @@ void visit_stored_tensors(const Backbone& backbone,
 
 std::unique_ptr<WeightSource> random_backbone_weights(const Backbone& backbone, std::uint64_t seed) {
   std::vector<std::pair<std::string, std::vector<std::int64_t>>> shapes;
-  visit_stored_tensors(backbone,
-                       [&](const LayerPlan& layer, const StoredWeight& stored, const std::vector<std::int64_t>& shape) {
-                         const bool is_pooled_head = layer.head && !layer.head->is_language_model;
-                         if (!is_pooled_head) shapes.emplace_back(stored.names.front(), shape);
-                       });
+  visit_stored_tensors(
+      backbone, [&](const LayerPlan& /*layer*/, const StoredWeight& stored, const std::vector<std::int64_t>& shape) {
+        if (!stored.is_task) shapes.emplace_back(stored.names.front(), shape);
+      });
   return random_weights(shapes, backbone.initializer_range, seed);
 }
 

@@ -19,10 +19,16 @@ namespace espalier::model {
 /// What every layer of a stage reads of the micro-batch besides the carry; made once per micro-batch.
 struct StageInputs {
   NamedTensors tensors;
-  at::Tensor attention_bias;          ///< [B, 1, 1, T] additive, in the compute type; undefined when nothing is padded
-  at::Tensor decoder_attention_bias;  ///< [B, 1, 1, U], the same of decoder_attention_mask
-  at::Tensor rotary_cos, rotary_sin;  ///< [1 or B, 1, T, W] in the compute type, where positions are rotary
+  at::Tensor attention_bias;           ///< [B, 1, 1, T] additive, in the compute type; undefined when nothing is padded
+  at::Tensor decoder_attention_bias;   ///< [B, 1, 1, U], the same of decoder_attention_mask
+  at::Tensor rotary_cos, rotary_sin;   ///< [1 or B, 1, T, W] in the compute type, where positions are rotary
+  std::int64_t num_visual_tokens = 0;  ///< V, the last of the T; also where `goes_on` and the encoder reads none
 };
+
+/// The same micro-batch without its images: what the frozen backbone of a side network reads where that alone sees
+/// them.
+StageInputs text_only(StageInputs inputs);
+BatchShape text_only(BatchShape shape);
 
 /// Rows and tokens of a micro-batch, as the carry between stages needs them. Requires: inputs as prepare() takes them.
 BatchShape batch_shape(const Backbone& backbone, const NamedTensors& tensors);
@@ -74,7 +80,8 @@ void visit_stored_tensors(const Backbone& backbone,
                           const std::function<void(const LayerPlan& layer, const StoredWeight& stored,
                                                    const std::vector<std::int64_t>& shape)>& visit);
 
-/// Random numbers in place of a folder's weights, for measurements: of the backbone; a pooled head starts fresh anyway.
+/// Random numbers in place of a folder's weights, for measurements: of the backbone; weights of the task start fresh
+/// anyway.
 std::unique_ptr<WeightSource> random_backbone_weights(const Backbone& backbone, std::uint64_t seed);
 
 /// Cuts the chain into one range per stage, none without a block, balanced by blocks; embedding on the first, head on
@@ -86,7 +93,7 @@ std::vector<LayerRange> plan_stages(const Backbone& backbone, int num_stages,
 struct SliceOptions {
   at::ScalarType compute_type = at::kFloat;
   at::Device device = at::kCPU;
-  std::uint64_t seed = 0;  ///< of head weights that the folder does not have
+  std::uint64_t seed = 0;  ///< of task weights that the folder does not have
 };
 
 /// Bytes of mapped weights in use, counted with the allocator (common/counting_allocator.h) while this lives.
@@ -110,14 +117,15 @@ class MappedBytes {
 class StageSlice {
  public:
   /// Builds the layers of `range` and fills them: fp32-on-CPU weights stay views of the mapped file, others are
-  /// converted. Head weights are fp32 always; absent from the folder they start as N(0, initializer_range^2), biases 0,
-  /// drawn by canonical name. Throws: ConfigError naming every needed tensor that is missing or has another shape.
+  /// converted. Task weights are fp32 always; absent from the folder they are drawn by canonical name, those of a head
+  /// from N(0, initializer_range^2), biases 0, those of a visual embedding as initial_visual_weight() says. Throws:
+  /// ConfigError naming every needed tensor that is missing or has another shape.
   StageSlice(const Backbone& backbone, LayerRange range, const WeightSource& weights, const SliceOptions& options);
 
   /// Checks one micro-batch, moves it to the device and makes what every layer reads.
   /// Requires: `tensors` on the host, through complete_decoder_inputs(). `goes_on`: these tokens follow cached ones,
-  /// masks cover them all, and an encoder has nothing more to read (input_ids [B, 0]). Throws: ConfigError for ids,
-  /// types or lengths that the model does not have.
+  /// masks cover them all, and an encoder has nothing more to read (input_ids [B, 0], vis_feats [B, V, 0]). Throws:
+  /// ConfigError for ids, types or lengths that the model does not have.
   [[nodiscard]] StageInputs prepare(NamedTensors tensors, bool goes_on = false) const;
   /// Replaces a slot of this slice by an owned fp32 leaf that requires grad. Mapped weights are read-only: whoever
   /// trains one must take it through here, which also ends the counting of its mapped bytes.

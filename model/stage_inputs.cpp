@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the layers of a stage read of a micro-batch: checks, masks, shifted targets, rotary angles, shapes.
-// B batch, T tokens, U target tokens, W head width
+// B batch, T tokens, U target tokens, V visual tokens, F width of their features, W head width
 #include <ATen/ATen.h>
 #include <spdlog/fmt/fmt.h>
 #include <spdlog/fmt/ranges.h>
@@ -64,6 +64,40 @@ void check_pixels(const PatchEmbeddingSpec& spec, const NamedTensors& tensors) {
   }
 }
 
+void check_shape(const NamedTensors& tensors, const std::string& name, const std::vector<std::int64_t>& expected) {
+  const auto* tensor = find(tensors, name);
+  if (tensor == nullptr || tensor->sizes() == at::IntArrayRef(expected)) return;
+  throw ConfigError(fmt::format("{}: expected an array [{}]; found [{}]", name, fmt::join(expected, ", "),
+                                fmt::join(tensor->sizes().vec(), ", ")));
+}
+
+void check_visual(const Backbone& backbone, const NamedTensors& tensors, bool goes_on) {
+  const auto* spec = backbone.visual();
+  if (spec == nullptr) {
+    for (const auto* name : kVisualInputs) {
+      if (find(tensors, name) == nullptr) continue;
+      throw ConfigError(
+          fmt::format("{}: expected no visual inputs, since the model reads text alone; found [{}]; take a CLIP-T5 "
+                      "folder (config.json with feat_dim) or data without images",
+                      name, fmt::join(find(tensors, name)->sizes().vec(), ", ")));
+    }
+    return;
+  }
+  const auto* features = find(tensors, "vis_feats");
+  const auto rows = tensors.at("input_ids").size(0);
+  const auto width = goes_on ? 0 : spec->feature_width;
+  if (features == nullptr || features->dim() != 3 || features->size(0) != rows || features->size(2) != width) {
+    throw ConfigError(fmt::format(
+        "vis_feats: expected an array [{}, visual tokens, {}] (rows, feat_dim of the model); found {}", rows, width,
+        features == nullptr ? std::string("none") : fmt::format("[{}]", fmt::join(features->sizes().vec(), ", "))));
+  }
+  check_shape(tensors, "vis_boxes", {rows, features->size(1), 4});
+  check_shape(tensors, "img_order_ids", {rows, features->size(1)});
+  check_shape(tensors, "obj_order_ids", {rows, features->size(1)});
+  check_ids(tensors, "img_order_ids", spec->num_images, "n_images");
+  check_ids(tensors, "obj_order_ids", backbone.vocab_size, "vocab_size");
+}
+
 void check_inputs(const Backbone& backbone, const NamedTensors& tensors, bool goes_on) {
   const auto& first = backbone.chain.front();
   if (first.patch_embedding) return check_pixels(*first.patch_embedding, tensors);
@@ -72,6 +106,7 @@ void check_inputs(const Backbone& backbone, const NamedTensors& tensors, bool go
   } else {
     check_tokens(backbone, tensors, "input_ids", {"attention_mask", "token_type_ids"});
   }
+  check_visual(backbone, tensors, goes_on);
   if (first.embedding->num_token_types > 0) {
     check_ids(tensors, "token_type_ids", first.embedding->num_token_types, "type_vocab_size");
   }
@@ -97,6 +132,18 @@ at::Tensor attention_bias_of(const at::Tensor* mask, bool is_causal, const Slice
                             ? static_cast<double>(std::numeric_limits<c10::BFloat16>::lowest())
                             : static_cast<double>(std::numeric_limits<float>::lowest());
   return zeros.masked_fill(is_padding, lowest).unsqueeze(1).unsqueeze(1).to(options.device, options.compute_type);
+}
+
+/// V behind the text of `tensors`.
+std::int64_t count_visual(const NamedTensors& tensors) {
+  const auto* features = find(tensors, "vis_feats");
+  return features == nullptr ? 0 : features->size(1);
+}
+
+/// Visual tokens are never padding.
+at::Tensor with_visual(const at::Tensor& attention_bias, std::int64_t num_visual) {
+  return attention_bias.defined() && num_visual > 0 ? at::constant_pad_nd(attention_bias, {0, num_visual})
+                                                    : attention_bias;
 }
 
 /// Ids moved one place to the right behind the start token; -100 becomes padding.
@@ -138,6 +185,7 @@ std::set<std::string> input_names(const Backbone& backbone) {
   if (first.patch_embedding) return {"pixel_values"};
   std::set<std::string> names = {"input_ids", "attention_mask"};
   if (first.embedding->num_token_types > 0) names.insert("token_type_ids");
+  if (backbone.visual() != nullptr) names.insert(kVisualInputs.begin(), kVisualInputs.end());
   if (backbone.is_encoder_decoder()) {
     names.insert({"decoder_input_ids", "decoder_attention_mask"});
   } else if (find_rotary(backbone) != nullptr || first.embedding->positions == Positions::kInOrder) {
@@ -151,7 +199,11 @@ BatchShape batch_shape(const Backbone& backbone, const NamedTensors& tensors) {
   if (first.patch_embedding) return {tensors.at("pixel_values").size(0), 1 + first.patch_embedding->num_patches(), 0};
   const auto& ids = tensors.at("input_ids");
   const auto* target = find(tensors, "decoder_input_ids");
-  return {ids.size(0), ids.size(1), target == nullptr ? 0 : target->size(1)};
+  const auto num_visual = ids.size(1) == 0 ? 0 : count_visual(tensors);  // they are read with the text, once
+  return {.rows = ids.size(0),
+          .tokens = ids.size(1) + num_visual,
+          .target_tokens = target == nullptr ? 0 : target->size(1),
+          .visual_tokens = num_visual};
 }
 
 void complete_decoder_inputs(const Backbone& backbone, NamedTensors& tensors) {
@@ -183,12 +235,30 @@ CarryPlan plan_chain_carry(const Backbone& backbone, int first_layer, const Batc
   return plan;
 }
 
+StageInputs text_only(StageInputs inputs) {
+  if (inputs.attention_bias.defined()) {
+    inputs.attention_bias =
+        inputs.attention_bias.slice(-1, 0, inputs.attention_bias.size(-1) - inputs.num_visual_tokens);
+  }
+  for (const auto* name : kVisualInputs) inputs.tensors.erase(name);
+  inputs.num_visual_tokens = 0;
+  return inputs;
+}
+
+BatchShape text_only(BatchShape shape) {
+  shape.tokens -= shape.visual_tokens;
+  shape.visual_tokens = 0;
+  return shape;
+}
+
 StageInputs StageSlice::prepare(NamedTensors tensors, bool goes_on) const {
   check_inputs(backbone_, tensors, goes_on);
   StageInputs inputs;
   // With a causal stack a left-padded row begins with queries that see padding alone.
   const bool is_causal = backbone_.chain[1].block && backbone_.chain[1].block->is_causal;
-  inputs.attention_bias = attention_bias_of(find(tensors, "attention_mask"), is_causal, options_);
+  inputs.num_visual_tokens = count_visual(tensors);
+  inputs.attention_bias =
+      with_visual(attention_bias_of(find(tensors, "attention_mask"), is_causal, options_), inputs.num_visual_tokens);
   inputs.decoder_attention_bias = attention_bias_of(find(tensors, "decoder_attention_mask"), true, options_);
   inputs.tensors = std::move(tensors);
   if (const auto* rotary = find_rotary(backbone_)) add_rotary_angles(*rotary, options_, inputs);

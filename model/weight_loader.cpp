@@ -12,6 +12,7 @@
 #include "common/error.h"
 #include "common/log.h"
 #include "model/initial.h"
+#include "model/visual_embedding.h"
 
 namespace espalier::model {
 
@@ -55,9 +56,28 @@ void WeightLoader::load(Layer& layer) {
     layer.visit_linears([&](const std::string& role, Linear& linear) { load_head_linear(plan, role, linear); });
     return;
   }
+  const bool is_visual_stored = is_any_visual_stored(layer);
   layer.visit_weights([&](const std::string& role, at::Tensor& slot, const std::vector<std::int64_t>& shape) {
-    load_slot(plan, role, shape, options_.compute_type, slot);
+    if (!is_task_weight(plan, role)) return load_slot(plan, role, shape, options_.compute_type, slot);
+    if (is_visual_stored) return load_slot(plan, role, shape, at::kFloat, slot);
+    slot = initial_visual_weight(*plan.embedding->visual, role, shape, options_.seed, plan.name + "." + role)
+               .to(options_.device);
   });
+}
+
+bool WeightLoader::is_any_visual_stored(Layer& layer) const {
+  const auto& plan = layer.plan();
+  bool is_stored = false, is_there = false;
+  layer.visit_weights(
+      [&](const std::string& role, const at::Tensor& /*slot*/, const std::vector<std::int64_t>& /*shape*/) {
+        if (!is_task_weight(plan, role)) return;
+        is_there = true;
+        is_stored = is_stored || !present_names_of(plan, role).empty();
+      });
+  if (is_there && !is_stored) {
+    log_info("model", "{}: the visual embedding is not in {}; starts fresh", plan.name, backbone_.folder.string());
+  }
+  return is_stored;
 }
 
 void WeightLoader::load_slot(const LayerPlan& plan, const std::string& role, const std::vector<std::int64_t>& shape,

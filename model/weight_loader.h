@@ -32,6 +32,8 @@ class WeightLoader {
                  at::ScalarType type, at::Tensor& slot);
   /// A head's linear is drawn by canonical name where the folder lacks it or has it for another number of labels.
   void load_head_linear(const LayerPlan& plan, const std::string& role, Linear& linear);
+  /// A visual embedding is stored whole or starts fresh as a whole: a part that is missing is an error.
+  [[nodiscard]] bool is_any_visual_stored(Layer& layer) const;
   [[nodiscard]] bool is_stored_for_head(const LayerPlan& plan, const std::string& role, const Linear& linear) const;
   [[nodiscard]] std::vector<std::string> present_names_of(const LayerPlan& plan, const std::string& role) const;
 

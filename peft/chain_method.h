@@ -27,6 +27,7 @@ class ChainMethod : public Method {
   };
   ChainMethod(model::StageSlice& slice, Options options) : slice_(slice), options_(options) {}
   [[nodiscard]] model::StageSlice& slice() { return slice_; }
+  [[nodiscard]] const model::StageSlice& slice() const { return slice_; }
   [[nodiscard]] std::vector<TrainedTensor>& trained() { return trained_; }
 
  private:

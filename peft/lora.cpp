@@ -21,7 +21,11 @@
 namespace espalier::peft {
 namespace {
 
-int first_block(const model::Backbone& backbone) {
+/// The first block, or below it a visual embedding, which trains too.
+int first_trained(const model::Backbone& backbone) {
+  if (backbone.visual() != nullptr) {
+    return 0;
+  }
   const auto block = std::find_if(backbone.chain.begin(), backbone.chain.end(),
                                   [](const model::LayerPlan& layer) { return layer.kind == model::LayerKind::kBlock; });
   ESPALIER_CHECK(block != backbone.chain.end());
@@ -109,11 +113,12 @@ at::Tensor LoraDelta::forward(const at::Tensor& x, const model::ForwardContext& 
 
 LoraMethod::LoraMethod(const LoraConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
                        std::uint64_t seed)
-    : ChainMethod(slice, {.first_trained_layer = first_block(slice.backbone())}), config_(config) {
+    : ChainMethod(slice, {.first_trained_layer = first_trained(slice.backbone())}), config_(config) {
   check_lora(config_, slice.backbone());
   const at::Device device = slice.options().device;
   for (const auto& layer : slice.layers()) {
     if (layer->block() == nullptr) {
+      train_task_weights(slice, *layer, weights, trained());
       continue;
     }
     std::map<std::string, std::shared_ptr<const LoraDelta>> deltas;
@@ -140,9 +145,6 @@ LoraMethod::LoraMethod(const LoraConfig& config, model::StageSlice& slice, const
         linear.delta = delta->second;
       }
     });
-  }
-  if (slice.has_task_head()) {
-    train_layer(slice, *slice.layers().back(), weights, /*copies=*/{}, trained());
   }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The probe: only the task head trains, on what the frozen backbone says in evaluation mode. The floor that a method
-// must beat.
+// The probe: only the task's own weights train: the head, on what the frozen backbone says in evaluation mode, and a
+// visual embedding. The floor that a method must beat.
 #pragma once
 
 #include "peft/chain_method.h"
@@ -11,7 +11,8 @@ class ProbeMethod final : public ChainMethod {
  public:
   ProbeMethod(model::StageSlice& slice, const model::WeightSource& weights);
   [[nodiscard]] std::string_view name() const override { return "probe"; }
-  [[nodiscard]] Route route() const override { return Route::kBeside; }
+  /// Through, where a visual embedding trains below the backbone.
+  [[nodiscard]] Route route() const override;
   [[nodiscard]] std::vector<std::pair<std::string, std::string>> describe_export() const override { return {}; }
 };
 

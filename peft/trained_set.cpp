@@ -30,6 +30,15 @@ TrainedTensor make_trained(std::string name, const at::Tensor& value, at::Device
   return {.name = std::move(name), .value = std::move(leaf), .decays = value.dim() > 1};
 }
 
+void own_weight(model::StageSlice& slice, const model::LayerPlan& layer, const std::string& role,
+                const model::WeightSource& weights, at::Tensor& slot) {
+  const bool is_exact = slot.scalar_type() == at::kFloat;
+  slice.make_trainable(slot);
+  if (!is_exact) {
+    slot.detach().copy_(stored_weight(slice.backbone(), layer, role, weights));
+  }
+}
+
 Copies find_copies(const model::Backbone& backbone, const model::WeightSource& weights) {
   std::map<std::pair<std::string, std::int64_t>, std::string> first_roles;  // by stored name and part
   Copies copies;
@@ -49,11 +58,14 @@ Copies find_copies(const model::Backbone& backbone, const model::WeightSource& w
   return copies;
 }
 
-void train_layer(model::StageSlice& slice, model::Layer& layer, const model::WeightSource& weights,
-                 const Copies& copies, std::vector<TrainedTensor>& trained) {
+namespace {
+
+void train_weights(model::StageSlice& slice, model::Layer& layer, const model::WeightSource& weights,
+                   const Copies& copies, bool of_task_alone, std::vector<TrainedTensor>& trained) {
   const model::LayerPlan& plan = layer.plan();
   layer.visit_weights([&](const std::string& role, at::Tensor& slot, const std::vector<std::int64_t>& shape) {
-    if (slice.backbone().family->stored_weight(plan, role).is_buffer) {
+    const model::StoredWeight stored = slice.backbone().family->stored_weight(plan, role);
+    if (stored.is_buffer || (of_task_alone && !stored.is_task)) {
       return;
     }
     std::string name = plan.name + "." + role;
@@ -69,15 +81,22 @@ void train_layer(model::StageSlice& slice, model::Layer& layer, const model::Wei
       // micro-batches before they are added do not depend on the layout.
       slot = on_slice->value.detach().requires_grad_();
     } else {
-      const bool is_exact = slot.scalar_type() == at::kFloat;
-      slice.make_trainable(slot);
-      if (!is_exact) {
-        // The slot was rounded to the compute type; a weight that trains starts from what is stored.
-        slot.detach().copy_(stored_weight(slice.backbone(), plan, role, weights));
-      }
+      own_weight(slice, plan, role, weights, slot);
     }
     trained.push_back({.name = std::move(name), .value = slot, .decays = shape.size() > 1, .is_copy = is_copy});
   });
+}
+
+}  // namespace
+
+void train_layer(model::StageSlice& slice, model::Layer& layer, const model::WeightSource& weights,
+                 const Copies& copies, std::vector<TrainedTensor>& trained) {
+  train_weights(slice, layer, weights, copies, /*of_task_alone=*/false, trained);
+}
+
+void train_task_weights(model::StageSlice& slice, model::Layer& layer, const model::WeightSource& weights,
+                        std::vector<TrainedTensor>& trained) {
+  train_weights(slice, layer, weights, /*copies=*/{}, /*of_task_alone=*/true, trained);
 }
 
 }  // namespace espalier::peft

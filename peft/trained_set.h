@@ -19,6 +19,10 @@ at::Tensor stored_weight(const model::Backbone& backbone, const model::LayerPlan
 /// A leaf that requires grad, holding a copy of `value` in fp32 on `device`; decays unless it has one dimension.
 TrainedTensor make_trained(std::string name, const at::Tensor& value, at::Device device);
 
+/// Makes the slot of one weight an fp32 leaf of its own that starts from what is stored, whatever it was rounded to.
+void own_weight(model::StageSlice& slice, const model::LayerPlan& layer, const std::string& role,
+                const model::WeightSource& weights, at::Tensor& slot);
+
 /// Tied weights of the whole chain: each role whose stored tensor an earlier role holds too -> the first such role, by
 /// canonical names.
 using Copies = std::map<std::string, std::string>;
@@ -29,5 +33,9 @@ Copies find_copies(const model::Backbone& backbone, const model::WeightSource& w
 /// not train.
 void train_layer(model::StageSlice& slice, model::Layer& layer, const model::WeightSource& weights,
                  const Copies& copies, std::vector<TrainedTensor>& trained);
+
+/// The same of those weights of `layer` that every method trains: a pooled head, a visual embedding. None may be there.
+void train_task_weights(model::StageSlice& slice, model::Layer& layer, const model::WeightSource& weights,
+                        std::vector<TrainedTensor>& trained);
 
 }  // namespace espalier::peft

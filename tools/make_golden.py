@@ -24,12 +24,15 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+import make_golden_visual
+
 ROOT = Path(__file__).resolve().parent.parent
 # Two machines or thread counts differ in the last bits only.
 TOLERANCE = 1e-5
 VOCAB_SIZE = 60
 POSITIONS = 24
 ROWS, TOKENS, TARGET_TOKENS = 4, 11, 7
+VISUAL_TOKENS = 3  # of an image
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Golden:
     """One model and one padded batch."""
 
     name: str
-    model_class: str  # of transformers
+    model_class: str  # of transformers or of make_golden_visual
     config: dict
     padding: str = "right"  # left | right | none (then there is no mask either)
     labels: int = 0  # pooled heads: number of classes, 1: regression
@@ -46,6 +49,8 @@ class Golden:
     edit_config: Callable[[dict], None] = lambda config: None  # as other versions wrote it
     edit_state: Callable[[dict], dict] = lambda state: state  # as other programs named it
     is_head_untied: bool = False
+    num_images: int = 0  # of a row
+    has_boxes: bool = False
 
     @property
     def makes_texts(self) -> bool:
@@ -56,6 +61,10 @@ class Golden:
     @property
     def family(self) -> str:
         return self.name.rsplit("_", 1)[0]
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        return self.family in ("t5", "clip_t5", "bart")
 
     @property
     def has_gradients(self) -> bool:
@@ -71,6 +80,11 @@ def t5(width: int, heads: int, head_width: int, feed_forward: int, layers: int, 
     return dict(d_model=width, num_heads=heads, d_kv=head_width, d_ff=feed_forward, num_layers=layers,
                 num_decoder_layers=decoder_layers, feed_forward_proj=kind, relative_attention_num_buckets=8,
                 relative_attention_max_distance=9, decoder_start_token_id=0, **more)
+
+
+def clip_t5(*sizes, **more) -> dict:
+    return t5(*sizes, **{"feat_dim": 14, "pos_dim": 4, "n_images": 2, "use_vis_order_embedding": True, "use_vis_layer_norm": True,
+                         "individual_vis_layer_norm": True, **more})
 
 
 def bart(width: int, encoder: tuple[int, int, int], decoder: tuple[int, int, int], **more) -> dict:
@@ -155,6 +169,12 @@ GOLDENS = [
     Golden("t5_3", "T5ForConditionalGeneration", t5(16, 2, 8, 24, 1, 1, "gated-silu", layer_norm_epsilon=1e-3),
            stored_type=torch.bfloat16),
     Golden("t5_4", "T5ForSequenceClassification", t5(16, 2, 6, 24, 2, 1, "gated-gelu"), "none", labels=3),
+    Golden("clip_t5_1", "VisualT5ForConditionalGeneration", clip_t5(24, 3, 10, 40, 3, 2, "relu"), edit_state=with_copies,
+           num_images=2, has_boxes=True),
+    Golden("clip_t5_2", "VisualT5ForConditionalGeneration", clip_t5(20, 5, 4, 36, 2, 3, "gated-gelu", tie_word_embeddings=False),
+           "none", edit_config=as_version_1_1, is_head_untied=True, num_images=1),
+    Golden("clip_t5_3", "VisualT5ForConditionalGeneration", clip_t5(16, 2, 8, 24, 1, 1, "gated-silu", use_vis_order_embedding=False),
+           "left", stored_type=torch.bfloat16, num_images=1, has_boxes=True),
     Golden("bart_1", "BartForConditionalGeneration", bart(24, (3, 3, 40), (2, 4, 32), scale_embedding=True)),
     Golden("bart_2", "BartForConditionalGeneration", bart(20, (1, 5, 24), (3, 2, 28), activation_function="relu"), "left"),
     Golden("bart_3", "BartForSequenceClassification", bart(16, (2, 2, 24), (1, 2, 40), activation_function="silu"), "none", 3),
@@ -182,6 +202,8 @@ STACKS = {
     "roberta": {"encoder": "encoder.layer"},
     "t5": {"encoder": "encoder.block", "encoder_final": "encoder.final_layer_norm", "decoder": "decoder.block",
            "decoder_final": "decoder.final_layer_norm"},
+    "clip_t5": {"encoder": "encoder.block", "encoder_final": "encoder.final_layer_norm", "decoder": "decoder.block",
+                "decoder_final": "decoder.final_layer_norm"},
     "bart": {"encoder": "encoder.layers", "decoder": "decoder.layers"},
     "opt": {"decoder": "decoder.layers", "decoder_final": ("decoder.project_out", "decoder.final_layer_norm")},
     "gpt2": {"decoder": "h", "decoder_final": "ln_f"},
@@ -195,7 +217,7 @@ def draw_weights(model: torch.nn.Module, random: numpy.random.Generator) -> None
     for name, weight in sorted(model.state_dict(keep_vars=True).items()):
         shape = tuple(weight.shape)
         value = random.standard_normal(shape)
-        is_norm = any(part in name.lower() for part in ("norm", "ln_"))
+        is_norm = any(part in name.lower() for part in ("norm", "ln_", "embedding.1."))
         is_table = any(part in name for part in ("embed", "shared", "wte", "wpe", "token", "relative", "position"))
         if is_norm and name.endswith("weight"):
             value = 1 + 0.3 * value
@@ -217,7 +239,7 @@ def make_batch(golden: Golden, config: transformers.PretrainedConfig, random: nu
         pad = config.pad_token_id or 0
         ids = random.integers(3, VOCAB_SIZE, (ROWS, TOKENS))
         mask = numpy.ones_like(ids)
-        if golden.family in ("t5", "bart") and golden.labels:
+        if golden.is_encoder_decoder and golden.labels:
             ids[:, -1] = config.eos_token_id
         if golden.padding != "none":
             for row, length in enumerate(random.integers(3, TOKENS, ROWS - 1)):  # the last row stays full
@@ -226,13 +248,15 @@ def make_batch(golden: Golden, config: transformers.PretrainedConfig, random: nu
                 mask[row, padding] = 0
             batch["attention_mask"] = torch.from_numpy(mask)
         batch["input_ids"] = torch.from_numpy(ids)
+    if golden.num_images:
+        batch |= make_visual_inputs(golden, config, random)
     if golden.has_token_types:
         batch["token_type_ids"] = torch.from_numpy(random.integers(0, config.type_vocab_size, (ROWS, TOKENS)))
     if golden.labels == 1:
         batch["labels"] = torch.from_numpy(random.standard_normal(ROWS).astype(numpy.float32))
     elif golden.labels > 1:
         batch["labels"] = torch.from_numpy(random.integers(0, golden.labels, ROWS))
-    elif golden.family in ("t5", "bart"):
+    elif golden.is_encoder_decoder:
         labels = random.integers(3, VOCAB_SIZE, (ROWS, TARGET_TOKENS))
         labels[0, 3:] = -100
         batch["labels"] = torch.from_numpy(labels)
@@ -245,6 +269,18 @@ def make_batch(golden: Golden, config: transformers.PretrainedConfig, random: nu
         labels[1, :5] = -100
         batch["labels"] = labels
     return batch
+
+
+def make_visual_inputs(golden: Golden, config: transformers.PretrainedConfig, random: numpy.random.Generator) -> dict[str, torch.Tensor]:
+    """Features of all images of a row, one image after the other; boxes and orders where the model is to be told."""
+    tokens = golden.num_images * VISUAL_TOKENS
+    arrays = {"vis_feats": random.standard_normal((ROWS, tokens, config.feat_dim)).astype(numpy.float32)}
+    if golden.has_boxes:
+        arrays["vis_boxes"] = numpy.sort(random.random((ROWS, tokens, 2, 2)), -1).reshape(ROWS, tokens, 4).astype(numpy.float32)
+    if golden.num_images > 1:
+        images, objects = numpy.divmod(numpy.arange(tokens), VISUAL_TOKENS)
+        arrays |= {"img_order_ids": numpy.tile(images, (ROWS, 1)), "obj_order_ids": numpy.tile(objects, (ROWS, 1))}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def record_layers(golden: Golden, model: torch.nn.Module, states: dict[str, torch.Tensor]) -> None:
@@ -273,7 +309,7 @@ def record_layers(golden: Golden, model: torch.nn.Module, states: dict[str, torc
 
 def generate(model: torch.nn.Module, batch: dict[str, torch.Tensor], **options) -> torch.Tensor:
     """New tokens of each row [ROWS, n], -1 behind the end token."""
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", *make_golden_visual.VISUAL_INPUTS) if name in batch}
     tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False, use_cache=False, **options)
     tokens = tokens[:, 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]:]
     if model.generation_config.eos_token_id is not None:
@@ -317,7 +353,7 @@ def stored_gradients(golden: Golden, model: torch.nn.Module, batch: dict[str, to
 def write_golden(golden: Golden, folder: Path) -> None:
     """Writes config.json, model.safetensors, golden.safetensors and, where gradients are wanted, gradients.safetensors."""
     random = numpy.random.default_rng(sum(golden.name.encode()))
-    model_class = getattr(transformers, golden.model_class)
+    model_class = getattr(make_golden_visual if golden.num_images else transformers, golden.model_class)
     more = {} if golden.family == "vit" else {"vocab_size": VOCAB_SIZE}
     if golden.family in ("bert", "roberta"):
         more["pad_token_id"] = 0 if golden.family == "bert" else 1

@@ -11,6 +11,7 @@
 #include "common/error.h"
 #include "dist/agree.h"
 #include "model/attention_cache.h"
+#include "model/input_names.h"
 
 namespace espalier::train {
 namespace {
@@ -67,6 +68,11 @@ class Prompt {
     mask = mask.index_select(0, sources);
     if (is_encoder_decoder_) {
       inputs_["input_ids"] = at::empty({tokens.numel(), 0}, at::kLong);  // it was read once
+      if (const auto features = inputs_.find("vis_feats"); features != inputs_.end()) {
+        const auto num_visual = features->second.size(1);
+        for (const auto* name : model::kVisualInputs) inputs_.erase(name);
+        inputs_["vis_feats"] = at::empty({tokens.numel(), num_visual, 0}, at::kFloat);
+      }
       inputs_["decoder_input_ids"] = tokens.unsqueeze(1);
       return;
     }

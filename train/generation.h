@@ -11,7 +11,8 @@
 
 namespace espalier::train {
 
-/// Texts for one batch of prompts: input_ids [N, T] and attention_mask [N, T] on the host, padded on either side.
+/// Texts for one batch of prompts: input_ids [N, T] and attention_mask [N, T] on the host, padded on either side, and
+/// the visual inputs of a model that has them.
 /// An encoder-decoder reads them as its input; a causal model goes on from them. Returns the generated tokens of each
 /// row, without end token, on every rank of the replica. Equal rows give equal texts on every layout.
 /// Throws: ConfigError for a backbone without a language model head, or rows too long for its positions.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // T5 (Raffel et al., JMLR 2020), its version 1.1 and Flan-T5: pre-norm encoder and decoder with RMS norms, no biases,
-// no scale on the scores, and a position bias by distance that the first block of each stack owns.
+// no scale on the scores, and a position bias by distance that the first block of each stack owns. CLIP-T5 (Sung et
+// al., CVPR 2022) is a T5 whose encoder reads visual tokens behind the text.
 #include <spdlog/fmt/fmt.h>
 
 #include <cmath>
@@ -72,12 +73,41 @@ RoleNames block_names(const std::string& stack, const std::string& feed_forward,
   };
 }
 
-FamilyNames t5_names(bool is_gated, bool is_head_tied) {
+/// A folder with VL-T5's keys (CLIP-T5) reads images too; only the published form of their embedding is supported.
+std::optional<VisualEmbeddingSpec> read_visual(const ConfigFile& config, const BlockSpec& block) {
+  if (!config.has("feat_dim")) return {};
+  VisualEmbeddingSpec visual;
+  visual.feature_width = config.integer("feat_dim", 1);
+  visual.num_images = config.integer_or("n_images", 1, 2);
+  visual.width = block.width;
+  visual.norm_epsilon = block.norm_epsilon;
+  visual.has_order = config.flag_or("use_vis_order_embedding", true);
+  if (config.integer_or("pos_dim", 1, 4) != 4) {
+    config.refuse("pos_dim", "4, the corners of a box (their area is computed)");
+  }
+  expect_flag(config, "use_vis_layer_norm", true, "features and boxes each have a norm");
+  expect_flag(config, "individual_vis_layer_norm", true, "features and boxes each have a norm");
+  expect_flag(config, "share_vis_lang_layer_norm", false, "the norms of features and boxes are their own");
+  if (config.integer_or("additional_visual_embedding_layers", 0, 0) != 0) {
+    config.refuse("additional_visual_embedding_layers", "0, one linear map of the features");
+  }
+  return visual;
+}
+
+FamilyNames t5_names(bool is_gated, bool is_head_tied, bool is_visual) {
   FamilyNames names;
   names.model_type = "t5";
   names.prefixes = {"", "transformer."};
   const std::vector<std::string> copies = {"encoder.embed_tokens", "decoder.embed_tokens"};
   names.places["embedding"] = names.places["decoder_embedding"] = {{"token", {{"shared"}, copies}}};
+  if (is_visual) {
+    const std::string visual = "encoder.visual_embedding.";
+    names.places["embedding"].insert({{"visual.features", {{visual + "feat_embedding.0"}}},
+                                      {"visual.features_norm", {{visual + "feat_embedding.1"}}},
+                                      {"visual.boxes", {{visual + "absolute_vis_pos_embedding.0"}}},
+                                      {"visual.boxes_norm", {{visual + "absolute_vis_pos_embedding.1"}}},
+                                      {"visual.image_order", {{visual + "img_order_embedding"}}}});
+  }
   names.places["encoder"] = block_names("encoder", "1", is_gated);
   names.places["decoder"] = block_names("decoder", "2", is_gated);
   names.places["encoder_final"] = {{"norm", {{"encoder.final_layer_norm"}}}};
@@ -88,6 +118,7 @@ FamilyNames t5_names(bool is_gated, bool is_head_tied) {
                           {"dense", {{"/classification_head.dense"}}},
                           {"classifier", {{"/classification_head.out_proj"}}}};
   names.extras = {"encoder.embed_tokens.",
+                  "encoder.visual_embedding.obj_order_embedding.",
                   "decoder.embed_tokens.",
                   "lm_head.",
                   "classification_head.",
@@ -107,7 +138,7 @@ Backbone plan_t5(const ConfigFile& config, const HeadRequest& request) {
   const bool is_scaled = config.flag_or("scale_decoder_outputs", is_tied);
 
   Backbone backbone;
-  backbone.family = std::make_shared<Family>(t5_names(block.is_gated, is_tied));
+  backbone.family = std::make_shared<Family>(t5_names(block.is_gated, is_tied, config.has("feat_dim")));
   backbone.width = block.width;
   backbone.vocab_size = config.integer("vocab_size", 1);
   backbone.initializer_range = 0.05 * config.positive_or("initializer_factor", 1.0);
@@ -130,6 +161,7 @@ Backbone plan_t5(const ConfigFile& config, const HeadRequest& request) {
   const auto add_stack = [&](const std::string& name, Stack stack, std::int64_t count, BlockSpec spec) {
     add_layer(backbone, LayerKind::kEmbedding, stack == Stack::kDecoder ? "decoder_embedding" : "embedding", stack)
         .embedding = embedding;
+    if (stack == Stack::kEncoder) backbone.chain.back().embedding->visual = read_visual(config, block);
     const auto first = backbone.chain.size();
     add_blocks(backbone, name, count, spec, stack);
     backbone.chain[first].block->relative_bias = read_relative_bias(config, stack == Stack::kEncoder);

@@ -50,7 +50,11 @@ nlohmann::json encoder_config(const TinyModel& model) {
 nlohmann::json language_model_config(const TinyModel& model) {
   nlohmann::json config = {{"model_type", model.family}, {"vocab_size", model.vocab}, {"tie_word_embeddings", true}};
   const auto add = [&](const nlohmann::json& keys) { config.update(keys); };
-  if (model.family == "t5") {
+  if (model.family == "clip_t5") {
+    config["model_type"] = "t5";
+    add({{"feat_dim", 6}, {"pos_dim", 4}, {"n_images", 2}});
+  }
+  if (model.family == "t5" || model.family == "clip_t5") {
     add({{"architectures", {"T5ForConditionalGeneration"}},
          {"d_model", model.width},
          {"num_heads", model.heads},

@@ -9,6 +9,7 @@
 #include <map>
 #include <set>
 
+#include "model/input_names.h"
 #include "model/loss.h"
 #include "model/weights.h"
 #include "tests/unit/model/stage_chain.h"
@@ -41,10 +42,15 @@ class Parity : public testing::TestWithParam<std::filesystem::path> {
       : weights_(open_model_folder(GetParam())),
         golden_(open_safetensors(GetParam() / "golden.safetensors")),
         backbone_(read_backbone(GetParam(), {})) {
-    for (const auto* name : {"input_ids", "attention_mask", "token_type_ids", "pixel_values", "labels"}) {
+    auto names = input_names(backbone_);
+    names.insert("labels");
+    for (const auto& name : names) {
       if (golden_->contains(name)) inputs_[name] = golden_->get(name);
     }
     if (golden_->contains("attention_mask")) mask_ = golden_->get("attention_mask");
+    if (mask_.defined() && inputs_.contains("vis_feats")) {
+      mask_ = at::constant_pad_nd(mask_, {0, inputs_.at("vis_feats").size(1)}, 1);
+    }
   }
   /// The padding of the rows that run through `layer`; the targets of an encoder-decoder have no mask here.
   [[nodiscard]] at::Tensor mask_of(const LayerPlan& layer) const {
@@ -94,8 +100,8 @@ TEST_P(Parity, HoldsForEveryLayerAtEveryCut) {
   EXPECT_EQ(compared.size(), backbone_.chain.size() - 1);
 }
 
-TEST_P(Parity, BreaksWhenTheMaskOrTheTokenTypesAreTakenOut) {
-  for (const auto* name : {"attention_mask", "token_type_ids"}) {
+TEST_P(Parity, BreaksWhenTheMaskOrTheTokenTypesOrTheBoxesOrTheOrderAreTakenOut) {
+  for (const auto* name : {"attention_mask", "token_type_ids", "vis_boxes", "img_order_ids", "obj_order_ids"}) {
     // Padding on the right is never seen by a causal stack.
     const bool is_causal = backbone_.chain[1].block->is_causal;
     if (!inputs_.contains(name) || (is_causal && mask_.select(1, 0).all().item<bool>())) continue;
@@ -115,8 +121,11 @@ INSTANTIATE_TEST_SUITE_P(Golden, Parity, testing::ValuesIn(golden_folders()),
 
 TEST(ParityFolders, AreThereForEveryFamily) {
   std::map<std::string, int> count;
-  for (const auto& folder : golden_folders()) ++count[read_backbone(folder, {}).family->model_type()];
-  for (const auto* family : {"bert", "roberta", "t5", "bart", "opt", "gpt2", "llama", "vit"}) {
+  for (const auto& folder : golden_folders()) {
+    const auto backbone = read_backbone(folder, {});
+    ++count[(backbone.visual() != nullptr ? "clip_" : "") + backbone.family->model_type()];
+  }
+  for (const auto* family : {"bert", "roberta", "t5", "clip_t5", "bart", "opt", "gpt2", "llama", "vit"}) {
     EXPECT_GE(count[family], 3) << family;
   }
 }

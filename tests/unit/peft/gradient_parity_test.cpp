@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <set>
 
+#include "model/input_names.h"
 #include "model/loss.h"
 #include "model/weight_loader.h"
 #include "stages.h"
@@ -40,7 +41,9 @@ class GradientParity : public testing::TestWithParam<const char*> {
     tiny_ = {model::read_backbone(folder, {}), model::open_model_folder(folder)};
     gradients_ = model::open_safetensors(folder / "gradients.safetensors");
     const auto golden = model::open_safetensors(folder / "golden.safetensors");
-    for (const auto* name : {"input_ids", "attention_mask", "token_type_ids", "pixel_values", "labels"}) {
+    auto names = model::input_names(tiny_.backbone);
+    names.insert("labels");
+    for (const auto& name : names) {
       if (golden->contains(name)) batch_[name] = golden->get(name);
     }
   }
@@ -114,7 +117,7 @@ TEST_P(GradientParity, CountsEveryStoredWeightOnce) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Golden, GradientParity,
-                         testing::Values("bert", "roberta", "t5", "bart", "opt", "gpt2", "llama", "vit"),
+                         testing::Values("bert", "roberta", "t5", "clip_t5", "bart", "opt", "gpt2", "llama", "vit"),
                          [](const auto& family) { return std::string(family.param); });
 
 TEST(Copies, OfATiedTableShareMemoryOnOneStageAndNeverALeaf) {

@@ -11,6 +11,7 @@
 #include <mutex>
 
 #include "dist/thread_communicator.h"
+#include "model/input_names.h"
 #include "model/weights.h"
 
 namespace espalier::train {
@@ -58,9 +59,12 @@ class Generation : public testing::TestWithParam<std::filesystem::path> {};
 TEST_P(Generation, EqualsTransformersTokenForTokenOnAnyNumberOfStages) {
   const auto golden = model::open_safetensors(GetParam() / "golden.safetensors");
   const auto ids = golden->get("input_ids");
-  const model::NamedTensors prompts = {
+  model::NamedTensors prompts = {
       {"input_ids", ids},
       {"attention_mask", golden->contains("attention_mask") ? golden->get("attention_mask") : at::ones_like(ids)}};
+  for (const auto* name : model::kVisualInputs) {
+    if (golden->contains(name)) prompts[name] = golden->get(name);
+  }
   SearchConfig greedy;
   greedy.max_new_tokens = 8;
   SearchConfig beams = greedy;
