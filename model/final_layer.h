@@ -12,7 +12,9 @@ namespace espalier::model {
 /// Roles: norm.{weight,bias}, projection.weight.
 class FinalLayer : public Layer {
  public:
-  explicit FinalLayer(LayerPlan plan) : Layer(std::move(plan)), spec_(*this->plan().final) {
+  /// `domain`: whose dropout it draws, the backbone's or a side network's.
+  explicit FinalLayer(LayerPlan plan, RandomDomain domain = RandomDomain::kBackbone)
+      : Layer(std::move(plan)), spec_(*this->plan().final), domain_(domain) {
     norm_ = {spec_.norm_kind, spec_.norm_epsilon, spec_.width, {}, {}};
     if (spec_.projected_width > 0) projection_ = Linear(spec_.width, spec_.projected_width, /*bias_wanted=*/false);
   }
@@ -20,7 +22,7 @@ class FinalLayer : public Layer {
     auto& hidden = carry.at("hidden");  // [B, T, D]
     if (spec_.has_norm) hidden = norm_.forward(hidden);
     if (context.is_training && spec_.dropout > 0) {
-      const LayerPlace place{RandomDomain::kBackbone, plan().index};
+      const LayerPlace place{domain_, plan().index};
       hidden = dropout(hidden, spec_.dropout, dropout_key(context, place, DropoutSite::kFinal));
     }
     if (spec_.projected_width > 0) hidden = projection_.forward(hidden, context);
@@ -33,6 +35,7 @@ class FinalLayer : public Layer {
 
  private:
   FinalSpec spec_;
+  RandomDomain domain_;
   Norm norm_;
   Linear projection_;
 };

@@ -1,87 +1,66 @@
 // SPDX-License-Identifier: Apache-2.0
-// LST, ladder side-tuning (Sung, Cho, Bansal, NeurIPS 2022): a narrow transformer runs beside the frozen backbone,
-// reads each block's output through a trained down-projection and a gate, and alone carries gradients.
-// docs/methods/lst.md has the equations.
+// LST, ladder side-tuning (Sung, Cho, Bansal, NeurIPS 2022): a narrow transformer of the backbone's own kind runs
+// beside the frozen backbone, reads each block's output through a trained down-projection and a gate, and alone carries
+// gradients. docs/methods/lst.md has the equations.
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
-#include "common/options.h"
+#include "peft/lst_plan.h"
 #include "peft/lst_pruning.h"
-#include "peft/method.h"
+#include "peft/side_network.h"
 
 namespace espalier::peft {
 
-/// Keys "peft.lst.*".
-void describe(OptionTable& table, LstConfig& config);
-
-/// What the options make of a backbone. Pure.
-struct LstPlan {
-  model::BlockSpec side_block;
-  std::vector<bool> is_kept;  ///< by chain index: a side block stands beside this block
-  bool has_ladders = true;
-  bool has_gates = true;
-  int last_tap_layer = -1;  ///< chain index of the last block whose output a ladder reads: the backbone ends there
-};
-
-/// Throws: ConfigError naming what does not divide, a layer that is not there, a backbone that the side network cannot
-/// imitate.
-LstPlan plan_lst(const LstConfig& config, const model::Backbone& backbone);
-
-/// Trained scalars without the task head, gates of dropped layers included.
-std::int64_t count_lst(const LstConfig& config, const model::Backbone& backbone);
-
-class LstMethod final : public Method {
+// B batch, T tokens, D backbone width, S side width
+class LstNetwork final : public SideNetwork {
  public:
-  LstMethod(const LstConfig& config, model::StageSlice& slice, const model::WeightSource& weights, std::uint64_t seed);
+  LstNetwork(const LstConfig& config, model::StageSlice& slice, const model::WeightSource& weights, std::uint64_t seed);
 
   [[nodiscard]] std::string_view name() const override { return "lst"; }
-  [[nodiscard]] Route route() const override { return Route::kBeside; }
-  [[nodiscard]] model::CarryPlan plan_carry(int first_layer, const model::BatchShape& shape) const override;
-  [[nodiscard]] const std::vector<TrainedTensor>& trained() const override { return trained_; }
-  [[nodiscard]] StageResult forward(model::Carry incoming, const model::StageInputs& inputs,
-                                    const model::ForwardContext& context, bool keeps_pass) override;
   [[nodiscard]] std::vector<std::pair<std::string, std::string>> describe_export() const override;
+  [[nodiscard]] const std::vector<TrainedTensor>& trained() const override { return trained_; }
+  /// "hidden" [B, T, S], in a decoder "memory" [B, T, S], and "position_bias" of its own tables.
+  [[nodiscard]] model::CarryPlan plan_carry(int first_layer, const model::BatchShape& shape) const override;
+  [[nodiscard]] int last_tap_layer() const override { return plan_.last_tap_layer; }
+  [[nodiscard]] bool has_backbone_dropout() const override { return config_.backbone_dropout; }
+  [[nodiscard]] model::StageInputs adapt(const model::StageInputs& inputs) const override;
+  void climb(std::size_t place, const Tap& tap, const model::StageInputs& inputs, const model::ForwardContext& context,
+             model::Carry& side) const override;
+  [[nodiscard]] at::Tensor read_out(const model::Layer& head, const Tap& tap, const model::StageInputs& inputs,
+                                    const model::ForwardContext& context, const model::Carry& side) const override;
 
  private:
-  /// What stands beside one block; empty where the layer is dropped.
+  /// What stands beside one layer of the slice.
   struct SideLayer {
-    model::Linear ladder;
-    at::Tensor gate;  ///< [1]
-    std::unique_ptr<model::TransformerBlock> block;
-  };
-  /// One micro-batch on its way up.
-  struct Lanes {
-    model::Carry backbone;           ///< "hidden" [B, T, D], never in a graph
-    at::Tensor side;                 ///< [B, T, S]
-    model::BlockInputs side_inputs;  ///< the attention bias in the side network's type
+    model::Linear first;                  ///< of an embedding
+    model::Linear ladder;                 ///< of a kept block
+    at::Tensor gate;                      ///< [1], of every block
+    std::unique_ptr<model::Layer> layer;  ///< a kept block, or the norm that ends a stack
   };
 
   at::Tensor add(const std::string& name, const at::Tensor& value);
+  at::Tensor add_gate(const std::string& name, bool is_inert);
   model::Linear add_linear(const std::string& name, std::int64_t in_features, std::int64_t out_features, bool has_bias,
                            std::uint64_t seed);
-  void add_block(const std::string& name, model::TransformerBlock& block, const PrunedBlock& pruned,
-                 std::uint64_t seed);
+  /// Fills the weights of a side layer from what pruning kept, or at random.
+  void add_layer(const std::string& name, model::Layer& layer, const PrunedLayer& pruned, std::uint64_t seed);
 
   [[nodiscard]] at::ScalarType side_type() const;
-  [[nodiscard]] model::ForwardContext frozen_context(const model::ForwardContext& context) const;
-  void embed(const model::Layer& layer, const model::StageInputs& inputs, const model::ForwardContext& context,
-             Lanes& lanes) const;
-  /// One block of the backbone, as far as a ladder still reads above it, and what stands beside it.
-  void climb(const model::Layer& layer, const SideLayer& beside, const model::StageInputs& inputs,
-             const model::ForwardContext& context, Lanes& lanes) const;
-  /// Drops the backbone's state where no ladder reads it above `layer`.
-  void release_above(const model::Layer& layer, Lanes& lanes) const;
-  /// From the side state to the logits.
-  [[nodiscard]] at::Tensor read_out(const model::Layer& head, const model::StageInputs& inputs,
-                                    const model::ForwardContext& context, const at::Tensor& side) const;
+  /// sigmoid(gate / T) * side + (1 - sigmoid(gate / T)) * other
+  [[nodiscard]] at::Tensor mix(const at::Tensor& gate, const at::Tensor& side, const at::Tensor& other) const;
+  /// The side state with the ladder of `beside` joined to it.
+  [[nodiscard]] at::Tensor join_ladder(const SideLayer& beside, const Tap& tap, const model::ForwardContext& context,
+                                       const at::Tensor& side) const;
 
   LstConfig config_;
   LstPlan plan_;
   model::StageSlice& slice_;
-  model::Linear first_, up_;
-  std::vector<SideLayer> side_layers_;  ///< one for each layer of the slice
+  model::Linear up_;
+  at::Tensor merge_gate_;               // [1]
+  std::vector<SideLayer> side_layers_;  // one for each layer of the slice
   std::vector<TrainedTensor> trained_;
 };
 

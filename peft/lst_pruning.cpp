@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <numeric>
+#include <set>
 #include <utility>
 
 #include "common/check.h"
+#include "model/slice.h"
 
 namespace espalier::peft {
 namespace {
@@ -18,41 +20,102 @@ at::Tensor select(const at::Tensor& weight, int dim, const Indices& kept) {
   return weight.index_select(dim, at::tensor(kept, at::kLong));
 }
 
-/// |weight| in double, so that a product of three does not underflow.
-at::Tensor importance(const at::Tensor& weight) {
-  return weight.to(at::kDouble).abs();
-}
-
-/// Walks one block from the columns kept by the one before; afterwards `kept` are the rows kept last.
-class BlockWalk {
+/// Walks one layer after the other from the columns kept by the sublayer before.
+class Walk {
  public:
-  BlockWalk(const model::LayerPlan& layer, const WeightReader& read, std::int64_t reduction, Indices& kept)
-      : layer_(layer), read_(read), reduction_(reduction), kept_(kept) {}
+  Walk(const Pruning& pruning, const WeightReader& read, const WeightReader& importance)
+      : pruning_(pruning), read_(read), importance_(importance) {}
 
-  PrunedBlock run() {
-    // Query, key and value keep common rows, chosen over all heads at once: rows of different heads mix.
-    keep_rows({"attention.query", "attention.key", "attention.value"});
-    keep_rows({"attention.output"});
-    slice_norm("attention.norm");
-    keep_rows({"feed_forward.up"});
-    keep_rows({"feed_forward.down"});
-    slice_norm("feed_forward.norm");
+  /// The first kept set: dimensions of the first embedding.
+  void embedding(const model::LayerPlan& layer) {
+    const bool is_patch = layer.patch_embedding.has_value();
+    const bool is_projected = is_patch || layer.embedding->token_width > 0;
+    // Without a double copy of the table, or of the projection whose rows are the dimensions.
+    const at::Tensor weight = importance_(layer, is_projected ? "projection.weight" : "token.weight");
+    const at::Tensor table = is_projected ? weight.flatten(1).transpose(0, 1) : weight;  // [V, D]
+    kept_ = keep_largest(at::linalg_vector_norm(table, 1, at::IntArrayRef{0}, /*keepdim=*/false, at::kDouble),
+                         table.size(1) / pruning_.reduction);
+  }
+
+  PrunedLayer block(const model::LayerPlan& layer) {
+    start(layer);
+    const model::BlockSpec& spec = *layer.block;
+    std::vector<std::string> up = {"feed_forward.up"};
+    if (spec.is_gated) {
+      up.emplace_back("feed_forward.gate");
+    }
+    branch(spec, "attention.norm", [&] { attention("attention", spec); });
+    if (spec.has_cross_attention) {
+      branch(spec, "cross_attention.norm", [&] { attention("cross_attention", spec); });
+    }
+    branch(spec, "feed_forward.norm", [&] {
+      keep_rows(up);
+      keep_rows({"feed_forward.down"});
+    });
+    return std::move(pruned_);
+  }
+
+  PrunedLayer final(const model::LayerPlan& layer) {
+    start(layer);
+    slice_norm("norm");
     return std::move(pruned_);
   }
 
  private:
+  void start(const model::LayerPlan& layer) {
+    layer_ = &layer;
+    pruned_.clear();
+    roles_.clear();
+    model::make_layer(layer)->visit_weights(
+        [&](const std::string& role, at::Tensor&, const std::vector<std::int64_t>&) { roles_.insert(role); });
+  }
+
+  template <typename Sublayers>
+  void branch(const model::BlockSpec& spec, const std::string& norm, const Sublayers& sublayers) {
+    if (spec.norm_place == model::NormPlace::kBefore) {
+      slice_norm(norm);
+    }
+    sublayers();
+    if (spec.norm_place == model::NormPlace::kAfter) {
+      slice_norm(norm);
+    }
+  }
+
+  void attention(const std::string& role, const model::BlockSpec& spec) {
+    const std::string query = role + ".query", key = role + ".key", value = role + ".value";
+    if (spec.num_key_value_heads == spec.num_heads) {
+      // Query, key and value keep common rows, by default chosen over all heads at once: rows of different heads mix.
+      keep_rows({query, key, value}, spec.num_heads);
+    } else {
+      const Indices columns = kept_;
+      keep_rows({key, value}, spec.num_key_value_heads);
+      kept_ = columns;
+      keep_rows({query}, spec.num_heads);
+    }
+    keep_rows({role + ".output"});
+  }
+
   /// Slices the columns by the kept set, scores each row over the joint linears, and makes the best rows the kept set.
-  void keep_rows(const std::vector<std::string>& linears) {
-    std::vector<at::Tensor> columns;
+  void keep_rows(const std::vector<std::string>& linears, std::int64_t num_heads = 1) {
     at::Tensor joint;
     for (const std::string& linear : linears) {
-      columns.push_back(select(read_(layer_, linear + ".weight"), 1, kept_));
-      joint = joint.defined() ? joint.mul_(importance(columns.back())) : importance(columns.back());
+      // In double, so that a product of three does not underflow.
+      const at::Tensor score = select(importance_(*layer_, linear + ".weight"), 1, kept_).to(at::kDouble).abs();
+      joint = joint.defined() ? joint.mul_(score) : score;
     }
-    kept_ = keep_largest(joint.sum(1), joint.size(0) / reduction_);
-    for (std::size_t i = 0; i < linears.size(); ++i) {
-      pruned_.emplace(linears[i] + ".weight", select(columns[i], 0, kept_).to(at::kFloat));
-      slice(linears[i] + ".bias");
+    const at::Tensor scores = joint.sum(1);
+    const Indices columns = std::exchange(kept_, {});
+    const std::int64_t groups = pruning_.by_head ? num_heads : 1;
+    const std::int64_t rows = scores.size(0) / groups;
+    for (std::int64_t group = 0; group < groups; ++group) {
+      for (const std::int64_t row : keep_largest(scores.narrow(0, group * rows, rows), rows / pruning_.reduction)) {
+        kept_.push_back(group * rows + row);
+      }
+    }
+    for (const std::string& linear : linears) {
+      const at::Tensor weight = select(select(read_(*layer_, linear + ".weight"), 1, columns), 0, kept_);
+      pruned_.emplace(linear + ".weight", weight.to(at::kFloat));
+      slice(linear + ".bias");
     }
   }
 
@@ -61,13 +124,19 @@ class BlockWalk {
     slice(norm + ".bias");
   }
 
-  void slice(const std::string& role) { pruned_.emplace(role, select(read_(layer_, role), 0, kept_).to(at::kFloat)); }
+  void slice(const std::string& role) {
+    if (roles_.contains(role)) {
+      pruned_.emplace(role, select(read_(*layer_, role), 0, kept_).to(at::kFloat));
+    }
+  }
 
-  const model::LayerPlan& layer_;
+  Pruning pruning_;
   const WeightReader& read_;
-  std::int64_t reduction_;
-  Indices& kept_;
-  PrunedBlock pruned_;
+  const WeightReader& importance_;
+  const model::LayerPlan* layer_ = nullptr;
+  std::set<std::string> roles_;
+  Indices kept_;
+  PrunedLayer pruned_;
 };
 
 }  // namespace
@@ -84,22 +153,19 @@ std::vector<std::int64_t> keep_largest(const at::Tensor& scores, std::int64_t co
   return kept;
 }
 
-std::map<std::uint64_t, PrunedBlock> prune_blocks(const model::Backbone& backbone, std::int64_t reduction,
-                                                  const WeightReader& read,
+std::map<std::uint64_t, PrunedLayer> prune_layers(const model::Backbone& backbone, const Pruning& pruning,
+                                                  const WeightReader& read, const WeightReader& importance,
                                                   const std::function<bool(const model::LayerPlan&)>& is_wanted) {
-  std::map<std::uint64_t, PrunedBlock> pruned;
-  Indices kept;
+  std::map<std::uint64_t, PrunedLayer> pruned;
+  Walk walk(pruning, read, importance);
+  walk.embedding(backbone.chain.front());  // a decoder goes on from what the encoder kept
   for (const model::LayerPlan& layer : backbone.chain) {
-    if (layer.kind == model::LayerKind::kEmbedding) {
-      // L1 over the vocabulary, without a double copy of the table.
-      const at::Tensor table = read(layer, "token.weight");  // [V, D]
-      kept = keep_largest(at::linalg_vector_norm(table, 1, at::IntArrayRef{0}, /*keepdim=*/false, at::kDouble),
-                          backbone.width / reduction);
-    } else if (layer.kind == model::LayerKind::kBlock) {
-      PrunedBlock block = BlockWalk(layer, read, reduction, kept).run();
-      if (is_wanted(layer)) {
-        pruned.emplace(layer.index, std::move(block));
-      }
+    if (layer.kind != model::LayerKind::kBlock && layer.kind != model::LayerKind::kFinal) {
+      continue;
+    }
+    PrunedLayer kept = layer.block ? walk.block(layer) : walk.final(layer);
+    if (is_wanted(layer)) {
+      pruned.emplace(layer.index, std::move(kept));
     }
   }
   return pruned;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Starts the side blocks of LST as pruned copies of the backbone's: one walk over all blocks with a running set of kept
-// columns, each linear keeping its rows of largest importance (here the weight's magnitude).
+// Starts the side layers of LST as pruned copies of the backbone's: one walk over all of them with a running set of
+// kept columns, each linear keeping its rows of largest importance.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -22,14 +22,19 @@ std::vector<std::int64_t> keep_largest(const at::Tensor& scores, std::int64_t co
 /// A weight of the backbone, in any float type. Called for blocks that no slice of this process holds, too.
 using WeightReader = std::function<at::Tensor(const model::LayerPlan& layer, const std::string& role)>;
 
-/// Role of a block -> pruned fp32 tensor.
-using PrunedBlock = std::map<std::string, at::Tensor>;
+/// Role of a layer -> pruned fp32 tensor.
+using PrunedLayer = std::map<std::string, at::Tensor>;
 
-/// The side blocks, by chain index, of the blocks for which `is_wanted`; every block is walked, since each sublayer's
-/// kept rows are the next one's columns. Post-norm encoder blocks without gate. Requires: `reduction` divides all
-/// widths.
-std::map<std::uint64_t, PrunedBlock> prune_blocks(const model::Backbone& backbone, std::int64_t reduction,
-                                                  const WeightReader& read,
+struct Pruning {
+  std::int64_t reduction = 8;  ///< divides all widths
+  bool by_head = false;        ///< as many rows of every attention head, in place of the largest over all
+};
+
+/// The side blocks and final norms, by chain index, of the layers for which `is_wanted`; every layer is walked, since
+/// each sublayer's kept rows are the next one's columns. `importance` scores what `read` gives (the weight itself, or
+/// its Fisher information). Tables of relative positions are not among the roles: heads are not pruned.
+std::map<std::uint64_t, PrunedLayer> prune_layers(const model::Backbone& backbone, const Pruning& pruning,
+                                                  const WeightReader& read, const WeightReader& importance,
                                                   const std::function<bool(const model::LayerPlan&)>& is_wanted);
 
 }  // namespace espalier::peft

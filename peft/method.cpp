@@ -7,9 +7,13 @@
 
 #include "common/check.h"
 #include "common/error.h"
+#include "peft/beside_method.h"
+#include "peft/adapter.h"
+#include "peft/bitfit.h"
 #include "peft/full.h"
 #include "peft/lora.h"
 #include "peft/lst.h"
+#include "peft/meft.h"
 #include "peft/probe.h"
 
 namespace espalier::peft {
@@ -29,7 +33,8 @@ const std::vector<Entry>& entries() {
   static const std::vector<Entry> all = {
       {"lst", "a narrow network beside the frozen backbone",
        [](const auto& config, auto& slice, const auto& weights, auto seed) -> std::unique_ptr<Method> {
-         return std::make_unique<LstMethod>(config.lst, slice, weights, seed);
+         return std::make_unique<BesideMethod>(slice,
+                                               std::make_unique<LstNetwork>(config.lst, slice, weights, seed));
        },
        [](const auto& config, const auto& backbone) { return count_lst(config.lst, backbone); }},
       {"lora", "low-rank factors on linears of the backbone",
@@ -37,6 +42,21 @@ const std::vector<Entry>& entries() {
          return std::make_unique<LoraMethod>(config.lora, slice, weights, seed);
        },
        [](const auto& config, const auto& backbone) { return count_lora(config.lora, backbone); }},
+      {"adapter", "bottlenecks between or beside the parts of every block",
+       [](const auto& config, auto& slice, const auto& weights, auto seed) -> std::unique_ptr<Method> {
+         return std::make_unique<AdapterMethod>(config.adapter, slice, weights, seed);
+       },
+       [](const auto& config, const auto& backbone) { return count_adapter(config.adapter, backbone); }},
+      {"bitfit", "the biases of the backbone",
+       [](const auto& /*config*/, auto& slice, const auto& weights, auto /*seed*/) -> std::unique_ptr<Method> {
+         return std::make_unique<BitFitMethod>(slice, weights);
+       },
+       [](const auto& /*config*/, const auto& backbone) { return count_bitfit(backbone); }},
+      {"meft", "adapters in a backbone made reversible, whose activations are recomputed",
+       [](const auto& config, auto& slice, const auto& weights, auto seed) -> std::unique_ptr<Method> {
+         return std::make_unique<MeftMethod>(config.meft, slice, weights, seed);
+       },
+       [](const auto& config, const auto& backbone) { return count_meft(config.meft, backbone); }},
       {"full", "everything",
        [](const auto& /*config*/, auto& slice, const auto& weights, auto /*seed*/) -> std::unique_ptr<Method> {
          return std::make_unique<FullMethod>(slice, weights);
@@ -79,6 +99,8 @@ void describe(OptionTable& table, MethodConfig& config) {
   table.add("peft.method", config.method).choices(method_names()).help(help);
   describe(table, config.lst);
   describe(table, config.lora);
+  describe(table, config.meft);
+  describe(table, config.adapter);
 }
 
 std::unique_ptr<Method> make_method(const MethodConfig& config, model::StageSlice& slice,

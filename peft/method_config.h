@@ -18,6 +18,7 @@ struct LstConfig {
   std::string fuse = "before";             ///< before | after the side block
   std::string side_initial = "magnitude";  ///< fisher | magnitude | random
   std::int64_t fisher_samples = 1024;
+  bool prune_by_head = false;
   bool ladder_bias = true;
   bool merge_last = false;
   bool backbone_dropout = true;
@@ -74,6 +75,7 @@ struct MeftConfig {
   double lambda = 0, beta = 0;          ///< 0: the variant's own
   std::int64_t reversible_layers = -1;  ///< -1: all above frozen_bottom
   std::int64_t frozen_bottom = 0;       ///< lowest blocks, plain and frozen
+  std::int64_t cached_top = 0;          ///< highest blocks that keep their graph; says the same as reversible_layers
   std::string merge = "auto";           ///< auto | mean | sum | concat
   bool norm_in_adapter = false;
   std::string inversion = "exact";  ///< exact | float | anchored

@@ -56,7 +56,7 @@ TEST(AutogradPass, ReachesEveryTrainedTensorThatIsNotInert) {
 TEST(AutogradPass, SendsBackOnlyWhatSomeoneBelowNeeds) {
   const TinyModel tiny = make_tiny({});
   const std::map<std::string, std::vector<std::string>> expected = {
-      {"lst", {"side"}}, {"lora", {"hidden"}}, {"full", {"hidden"}}, {"probe", {}}};
+      {"lst", {"side.hidden"}}, {"lora", {"hidden"}}, {"full", {"hidden"}}, {"probe", {}}};
   for (const MethodConfig& config : all_methods()) {
     for (const auto& names : Stages(tiny, config, 3).step(make_batch(), training_context()).sent_back) {
       EXPECT_EQ(names, expected.at(config.method)) << config.method;

@@ -25,7 +25,7 @@ MethodConfig lora_config() {
 std::string error_of(const LoraConfig& config) {
   try {
     const model::Backbone backbone = plan_tiny({});
-    check_lora(config, backbone);
+    check_targets("peft.lora.targets", config.targets, backbone);
     static_cast<void>(plan_lora(config, *backbone.chain[1].block));
   } catch (const ConfigError& error) {
     return error.what();

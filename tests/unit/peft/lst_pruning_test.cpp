@@ -52,23 +52,21 @@ class HandMadeWalk : public ::testing::Test {
   void set(int layer, const std::string& role, const at::Tensor& value) { values_[{layer, role}] = value; }
   [[nodiscard]] at::Tensor get(int layer, const std::string& role) const { return values_.at({layer, role}); }
 
-  [[nodiscard]] std::map<std::uint64_t, PrunedBlock> prune() const {
-    return prune_blocks(
-        backbone_, 2,
-        [this](const model::LayerPlan& layer, const std::string& role) {
-          return get(static_cast<int>(layer.index), role);
-        },
-        [](const model::LayerPlan&) { return true; });
+  [[nodiscard]] std::map<std::uint64_t, PrunedLayer> prune() const {
+    const auto read = [this](const model::LayerPlan& layer, const std::string& role) {
+      return get(static_cast<int>(layer.index), role);
+    };
+    return prune_layers(backbone_, {.reduction = 2}, read, read, [](const model::LayerPlan&) { return true; });
   }
 
-  void expect_kept(const PrunedBlock& block, int layer, const std::string& linear, const Indices& rows,
+  void expect_kept(const PrunedLayer& block, int layer, const std::string& linear, const Indices& rows,
                    const Indices& columns) {
     const at::Tensor expected =
         get(layer, linear + ".weight").index({at::tensor(rows).unsqueeze(1), at::tensor(columns)});
     EXPECT_TRUE(at::equal(block.at(linear + ".weight"), expected)) << linear;
     expect_sliced(block, layer, linear + ".bias", rows);
   }
-  void expect_sliced(const PrunedBlock& block, int layer, const std::string& role, const Indices& kept) {
+  void expect_sliced(const PrunedLayer& block, int layer, const std::string& role, const Indices& kept) {
     EXPECT_TRUE(at::equal(block.at(role), get(layer, role).index({at::tensor(kept)}))) << role;
   }
 
@@ -91,7 +89,7 @@ TEST_F(HandMadeWalk, HandsTheKeptRowsOfEachSublayerToTheNextAsColumns) {
   Indices columns{1, 3};
   for (const int layer : {1, 2}) {
     SCOPED_TRACE(layer);
-    const PrunedBlock& block = pruned.at(static_cast<std::uint64_t>(layer));
+    const PrunedLayer& block = pruned.at(static_cast<std::uint64_t>(layer));
     for (const char* linear : {"attention.query", "attention.key", "attention.value"}) {
       expect_kept(block, layer, linear, {2, 3}, columns);
     }
@@ -112,14 +110,15 @@ TEST_F(HandMadeWalk, TellsProductsOfTinyWeightsApart) {
   expect_kept(prune().at(1), 1, "attention.query", {2, 3}, {1, 3});
 }
 
-TEST(PruneBlocks, WalksDroppedBlocksToo) {
+TEST(PruneLayers, WalksDroppedBlocksToo) {
   const TinyModel tiny = make_tiny({});
   const auto read = [&](const model::LayerPlan& layer, const std::string& role) {
     return tiny.weights->get(tiny.backbone.family->stored_weight(layer, role).names.front());
   };
-  const auto all = prune_blocks(tiny.backbone, 4, read, [](const model::LayerPlan&) { return true; });
-  const auto last =
-      prune_blocks(tiny.backbone, 4, read, [](const model::LayerPlan& layer) { return layer.index == 4; });
+  const auto all =
+      prune_layers(tiny.backbone, {.reduction = 4}, read, read, [](const model::LayerPlan&) { return true; });
+  const auto last = prune_layers(tiny.backbone, {.reduction = 4}, read, read,
+                                 [](const model::LayerPlan& layer) { return layer.index == 4; });
   ASSERT_EQ(all.size(), 4U);
   ASSERT_EQ(last.size(), 1U);
   for (const auto& [role, value] : all.at(4)) {
@@ -127,13 +126,13 @@ TEST(PruneBlocks, WalksDroppedBlocksToo) {
   }
 }
 
-TEST(PruneBlocks, KeepsEverythingInOrderWithoutReduction) {
+TEST(PruneLayers, KeepsEverythingInOrderWithoutReduction) {
   const TinyModel tiny = make_tiny({});
   const auto read = [&](const model::LayerPlan& layer, const std::string& role) {
     return tiny.weights->get(tiny.backbone.family->stored_weight(layer, role).names.front());
   };
   for (const auto& [index, block] :
-       prune_blocks(tiny.backbone, 1, read, [](const model::LayerPlan&) { return true; })) {
+       prune_layers(tiny.backbone, {.reduction = 1}, read, read, [](const model::LayerPlan&) { return true; })) {
     for (const auto& [role, value] : block) {
       EXPECT_TRUE(at::equal(value, read(tiny.backbone.chain[index], role))) << role;
     }

@@ -95,7 +95,7 @@ void stir(const Stages& stages) {
   }
 }
 
-TEST(LstMethod, ComputesItsEquations) {
+TEST(LstNetwork, ComputesItsEquations) {
   const TinyModel tiny = make_tiny({});
   std::vector<at::Tensor> hidden;
   static_cast<void>(run_bare(tiny, make_batch(), {}, &hidden));
@@ -117,7 +117,7 @@ TEST(LstMethod, ComputesItsEquations) {
   }
 }
 
-TEST(LstMethod, IsTheBackboneWhenTheSideNetworkIsItsCopy) {
+TEST(LstNetwork, IsTheBackboneWhenTheSideNetworkIsItsCopy) {
   const TinyModel tiny = make_tiny(without_dropout());
   MethodConfig config = lst_config();
   config.lst.reduction = 1;
@@ -130,7 +130,7 @@ TEST(LstMethod, IsTheBackboneWhenTheSideNetworkIsItsCopy) {
   EXPECT_TRUE(at::allclose(logits, run_bare(tiny, make_batch()), 0, 1e-5));
 }
 
-TEST(LstMethod, StartsWithHalfOpenGatesAndSmallProjections) {
+TEST(LstNetwork, StartsWithHalfOpenGatesAndSmallProjections) {
   const TinyModel tiny = make_tiny({});
   for (const TrainedTensor& tensor : Stages(tiny, lst_config(), 1).trained()) {
     if (tensor.name.ends_with(".gate")) {
@@ -143,7 +143,7 @@ TEST(LstMethod, StartsWithHalfOpenGatesAndSmallProjections) {
   }
 }
 
-TEST(LstMethod, StartsItsBlocksPrunedOrAtRandom) {
+TEST(LstNetwork, StartsItsBlocksPrunedOrAtRandom) {
   const TinyModel tiny = make_tiny({});
   MethodConfig config = lst_config();
   const std::string weight = "lst.encoder.1.block.feed_forward.up.weight";
@@ -162,7 +162,7 @@ TEST(LstMethod, StartsItsBlocksPrunedOrAtRandom) {
   EXPECT_TRUE(at::equal(random.trained("lst.encoder.1.block.attention.query.bias"), at::zeros({4})));
 }
 
-TEST(LstMethod, GivesADroppedLayerNothingButAnInertGate) {
+TEST(LstNetwork, GivesADroppedLayerNothingButAnInertGate) {
   const TinyModel tiny = make_tiny({});
   MethodConfig config = lst_config();
   config.lst.layers = {1, 3};
@@ -179,25 +179,25 @@ TEST(LstMethod, GivesADroppedLayerNothingButAnInertGate) {
   EXPECT_EQ(num_inert, 2);
 }
 
-TEST(LstMethod, SendsTheBackboneNoFurtherThanTheLastLadder) {
+TEST(LstNetwork, SendsTheBackboneNoFurtherThanTheLastLadder) {
   const TinyModel tiny = make_tiny({});
   const auto names = [&](const LstConfig& lst, int first_layer) {
     std::vector<std::string> found;
     for (const auto& entry :
          Stages(tiny, {.method = "lst", .lst = lst}, 1).methods.front()->plan_carry(first_layer, {2, 8})) {
       found.push_back(entry.name);
-      EXPECT_EQ(entry.needs_gradient, entry.name == "side");
+      EXPECT_EQ(entry.needs_gradient, entry.name == "side.hidden");
     }
     return found;
   };
   using Names = std::vector<std::string>;
-  EXPECT_EQ(names({.reduction = 4}, 4), (Names{"hidden", "side"}));
-  EXPECT_EQ(names({.reduction = 4, .layers = {0, 1}}, 2), (Names{"hidden", "side"}));
-  EXPECT_EQ(names({.reduction = 4, .layers = {0, 1}}, 3), (Names{"side"}));
-  EXPECT_EQ(names({.reduction = 4, .gate = "one"}, 1), (Names{"side"}));
+  EXPECT_EQ(names({.reduction = 4}, 4), (Names{"hidden", "side.hidden"}));
+  EXPECT_EQ(names({.reduction = 4, .layers = {0, 1}}, 2), (Names{"hidden", "side.hidden"}));
+  EXPECT_EQ(names({.reduction = 4, .layers = {0, 1}}, 3), (Names{"side.hidden"}));
+  EXPECT_EQ(names({.reduction = 4, .gate = "one"}, 1), (Names{"side.hidden"}));
 }
 
-TEST(LstMethod, DrawsTheBackbonesDropoutOnlyWhenAsked) {
+TEST(LstNetwork, DrawsTheBackbonesDropoutOnlyWhenAsked) {
   const TinyModel tiny = make_tiny({});
   const auto tap_gradient = [&](bool has_backbone_dropout, std::uint64_t step) {
     MethodConfig config = lst_config();
@@ -210,10 +210,10 @@ TEST(LstMethod, DrawsTheBackbonesDropoutOnlyWhenAsked) {
   };
   EXPECT_TRUE(at::equal(tap_gradient(false, 1).at("hidden"), tap_gradient(false, 2).at("hidden")));
   EXPECT_FALSE(at::equal(tap_gradient(true, 1).at("hidden"), tap_gradient(true, 2).at("hidden")));
-  EXPECT_FALSE(at::equal(tap_gradient(false, 1).at("side"), tap_gradient(false, 2).at("side")));
+  EXPECT_FALSE(at::equal(tap_gradient(false, 1).at("side.hidden"), tap_gradient(false, 2).at("side.hidden")));
 }
 
-TEST(LstMethod, GivesTheBackboneTheDropoutItHasByItself) {
+TEST(LstNetwork, GivesTheBackboneTheDropoutItHasByItself) {
   const TinyModel tiny = make_tiny({});
   Stages lst(tiny, lst_config(), 2), lora(tiny, {.method = "lora", .lora = {.rank = 2}}, 2);
   const auto hidden = [](Stages& stages) {
@@ -223,7 +223,7 @@ TEST(LstMethod, GivesTheBackboneTheDropoutItHasByItself) {
   EXPECT_TRUE(at::equal(hidden(lst), hidden(lora)));
 }
 
-TEST(LstMethod, DropsWhatItReadsFromTheEmbeddingByAMaskOfItsOwn) {
+TEST(LstNetwork, DropsWhatItReadsFromTheEmbeddingByAMaskOfItsOwn) {
   const TinyModel tiny = make_tiny({});
   std::vector<at::Tensor> hidden;
   static_cast<void>(run_bare(tiny, make_batch(), {}, &hidden));
@@ -237,10 +237,10 @@ TEST(LstMethod, DropsWhatItReadsFromTheEmbeddingByAMaskOfItsOwn) {
   const auto key = model::dropout_key(training_context(), {RandomDomain::kSide, 0}, model::DropoutSite::kSideInput);
   const at::Tensor expected = at::linear(model::dropout(hidden[0], 0.1, key), stages.trained("lst.first.weight"),
                                          stages.trained("lst.first.bias"));
-  EXPECT_TRUE(at::allclose(outgoing.at("side"), expected, 1e-5, 1e-6));
+  EXPECT_TRUE(at::allclose(outgoing.at("side.hidden"), expected, 1e-5, 1e-6));
 }
 
-TEST(LstMethod, DropsItsStateBeforeTheUpProjection) {
+TEST(LstNetwork, DropsItsStateBeforeTheUpProjection) {
   const TinyModel tiny = make_tiny({});
   MethodConfig config = lst_config();
   config.lst.layers = {0};  // none on the last stage
@@ -249,7 +249,7 @@ TEST(LstMethod, DropsItsStateBeforeTheUpProjection) {
   const at::Tensor side = at::arange(3 * 8 * 4, at::kFloat).view({3, 8, 4}).sin();
   const at::Tensor logits =
       stages.methods.back()
-          ->forward({{"side", side}}, stages.slices.back()->prepare(make_batch()), training_context(),
+          ->forward({{"side.hidden", side}}, stages.slices.back()->prepare(make_batch()), training_context(),
                     /*keeps_pass=*/false)
           .outgoing.at("logits");
   const auto linear = [&](const std::string& name, const at::Tensor& x) {
@@ -265,7 +265,7 @@ TEST(LstMethod, DropsItsStateBeforeTheUpProjection) {
   EXPECT_TRUE(at::allclose(logits, expected, 1e-5, 1e-5));
 }
 
-TEST(LstMethod, AgreesWithFiniteDifferences) {
+TEST(LstNetwork, AgreesWithFiniteDifferences) {
   const TinyModel tiny = make_tiny({.num_blocks = 3, .dropout = 0});
   MethodConfig config = lst_config();
   // Two stages: the state that crosses is in double, where the head would compute in fp32.
@@ -274,16 +274,18 @@ TEST(LstMethod, AgreesWithFiniteDifferences) {
   Method& method = *stages.methods.front();
   const model::StageInputs inputs = stages.slices.front()->prepare(make_batch());
   StageResult result = method.forward({}, inputs, {}, /*keeps_pass=*/true);
-  const at::Tensor side = result.outgoing.at("side");
+  const at::Tensor side = result.outgoing.at("side.hidden");
   ASSERT_EQ(side.scalar_type(), at::kDouble);
   const at::Tensor direction = at::arange(side.numel(), at::kDouble).view(side.sizes()).cos();
 
   std::vector<at::Tensor> gradients(method.trained().size());
-  result.pass->backward({{"side", direction}}, [&](int index, const at::Tensor& gradient) {
+  result.pass->backward({{"side.hidden", direction}}, [&](int index, const at::Tensor& gradient) {
     gradients[static_cast<std::size_t>(index)] = gradient;
   });
   const auto objective = [&] {
-    return (method.forward({}, inputs, {}, /*keeps_pass=*/false).outgoing.at("side") * direction).sum().item<double>();
+    return (method.forward({}, inputs, {}, /*keeps_pass=*/false).outgoing.at("side.hidden") * direction)
+        .sum()
+        .item<double>();
   };
   for (std::size_t i = 0; i < gradients.size(); ++i) {
     const TrainedTensor& tensor = method.trained()[i];
@@ -305,7 +307,7 @@ TEST(LstMethod, AgreesWithFiniteDifferences) {
   }
 }
 
-TEST(LstMethod, KeepsItsSideNetworkInFp32BesideANarrowBackbone) {
+TEST(LstNetwork, KeepsItsSideNetworkInFp32BesideANarrowBackbone) {
   const TinyModel tiny = make_tiny(without_dropout());
   Stages narrow(tiny, lst_config(), 2, {.compute_type = at::kBFloat16}), wide(tiny, lst_config(), 2);
   const Step step = narrow.step(make_batch(), training_context());
@@ -314,7 +316,7 @@ TEST(LstMethod, KeepsItsSideNetworkInFp32BesideANarrowBackbone) {
   EXPECT_TRUE(at::allclose(step.logits, expected.logits, 0.05, 0.05));
   EXPECT_EQ(step.gradients.size(), expected.gradients.size());
   for (const auto& entry : narrow.methods.front()->plan_carry(2, {2, 8})) {
-    EXPECT_EQ(entry.dtype, entry.name == "side" ? at::kFloat : at::kBFloat16);
+    EXPECT_EQ(entry.dtype, entry.name == "side.hidden" ? at::kFloat : at::kBFloat16);
   }
 }
 
@@ -327,13 +329,7 @@ TEST(LstPlan, NamesWhatDoesNotDivideAndWhichLayerIsNotThere) {
   EXPECT_EQ(error_of({.reduction = 8}), "");
 }
 
-TEST(LstPlan, RefusesABackboneThatItCannotImitate) {
-  model::Backbone backbone = plan_tiny({});
-  backbone.chain[1].block->norm_place = model::NormPlace::kBefore;
-  EXPECT_THROW(static_cast<void>(plan_lst({.reduction = 4}, backbone)), ConfigError);
-}
-
-TEST(LstMethod, TellsItsExportWhatItIs) {
+TEST(LstNetwork, TellsItsExportWhatItIs) {
   const TinyModel tiny = make_tiny({});
   MethodConfig config = lst_config();
   config.lst.layers = {1, 3};

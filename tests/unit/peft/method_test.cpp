@@ -33,6 +33,10 @@ TEST(TrainedCount, OfMiniLmIsThatOfTheReference) {
   expect({.method = "lora"}, 73'728);
   expect({.method = "lst"}, 317'814);
   expect({.method = "probe"}, 0);
+  expect({.method = "bitfit"}, 174'338 - 148'610);
+  const std::int64_t bottleneck = 2 * 384 * 48 + 48 + 384;
+  expect({.method = "adapter"}, 12 * bottleneck);
+  expect({.method = "adapter", .adapter = {.placement = "parallel"}}, 6 * bottleneck);
 }
 
 TEST(TrainedCount, OfTheMeanPooledProbeIsOneClassifier) {
@@ -114,13 +118,13 @@ TEST(MethodOptions, RefuseWhatIsNotThere) {
   EXPECT_EQ(config.method, "lora");
   EXPECT_EQ(config.lora.rank, 4);
   EXPECT_EQ(config.lora.targets, std::vector<std::string>{"feed_forward.up"});
-  EXPECT_THROW(table.read_flags({"--peft.method=adapter"}), ConfigError);
+  EXPECT_THROW(table.read_flags({"--peft.method=adapters"}), ConfigError);
   EXPECT_THROW(table.read_flags({"--peft.lst.gate=half"}), ConfigError);
   EXPECT_THROW(table.read_flags({"--peft.lst.reduction=0"}), ConfigError);
   EXPECT_THROW(table.read_flags({"--peft.lora.dropout=1"}), ConfigError);
 
   const TinyModel tiny = make_tiny({});
-  EXPECT_THROW(Stages(tiny, {.method = "adapter"}, 1), ConfigError);
+  EXPECT_THROW(Stages(tiny, {.method = "adapters"}, 1), ConfigError);
 }
 
 TEST(Methods, SayWhichWayTheirGradientGoes) {

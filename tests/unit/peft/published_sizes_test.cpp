@@ -14,13 +14,17 @@ namespace {
 
 using nlohmann::json;
 
-std::int64_t count_all(const json& config) {
+model::Backbone plan(const json& config) {
   const auto folder = std::filesystem::temp_directory_path() / ("espalier_sizes_" + std::to_string(::getpid()));
   std::filesystem::create_directories(folder);
   std::ofstream(folder / "config.json") << config.dump();
   const auto backbone = model::read_backbone(folder, {});
   std::filesystem::remove_all(folder);
-  const auto count = count_trained({.method = "full"}, backbone);
+  return backbone;
+}
+
+std::int64_t count_all(const json& config) {
+  const auto count = count_trained({.method = "full"}, plan(config));
   return count.method + count.head;
 }
 
@@ -62,6 +66,11 @@ json opt(int width, int heads, int feed_forward, int layers) {
           {"do_layer_norm_before", true}};
 }
 
+json vit() {
+  return {{"model_type", "vit"},     {"hidden_size", 768}, {"intermediate_size", 3072}, {"num_attention_heads", 12},
+          {"num_hidden_layers", 12}, {"image_size", 224},  {"patch_size", 16},          {"num_labels", 1000}};
+}
+
 TEST(PublishedSizes, AreThoseOfTheTrueConfigurations) {
   EXPECT_EQ(count_all(t5(768, 12, 3072, 12)), 222'903'552);      // t5-base
   EXPECT_EQ(count_all(t5(1024, 16, 4096, 24)), 737'668'096);     // t5-large
@@ -97,15 +106,31 @@ TEST(PublishedSizes, AreThoseOfTheTrueConfigurations) {
                        {"num_hidden_layers", 32},
                        {"vocab_size", 32000}}),
             6'738'415'616);  // Llama-2-7b
-  EXPECT_EQ(count_all({{"model_type", "vit"},
-                       {"hidden_size", 768},
-                       {"intermediate_size", 3072},
-                       {"num_attention_heads", 12},
-                       {"num_hidden_layers", 12},
-                       {"image_size", 224},
-                       {"patch_size", 16},
-                       {"num_labels", 1000}}),
+  EXPECT_EQ(count_all(vit()),
             86'567'656);  // vit-base-patch16-224
+}
+
+std::int64_t count_lst(const json& config, const LstConfig& lst) {
+  return count_trained({.method = "lst", .lst = lst}, plan(config)).method;
+}
+
+TEST(PublishedSizes, OfLstAreThoseOfThePaper) {
+  const auto base = t5(768, 12, 3072, 12), large = t5(1024, 16, 4096, 24), huge = t5(1024, 32, 16384, 24);
+  const std::vector<std::int64_t> without_every_fourth = {1, 2, 3, 5, 6, 7, 9, 10, 11};
+  const std::vector<std::int64_t> odd = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23};
+  const auto both = [](std::int64_t reduction, const std::vector<std::int64_t>& layers) {
+    return LstConfig{.reduction = reduction, .layers = layers, .decoder_layers = layers};
+  };
+  EXPECT_EQ(count_lst(base, both(8, without_every_fourth)), 3'878'712);
+  EXPECT_EQ(count_lst(base, both(8, {})), 5'097'240);
+  EXPECT_EQ(count_lst(base, both(8, {2, 3, 6, 7, 10, 11})), 2'660'184);
+  EXPECT_EQ(count_lst(base, both(8, {3, 7, 11})), 1'441'656);
+  EXPECT_EQ(count_lst(base, both(4, {})), 16'386'072);
+  EXPECT_EQ(count_lst(base, both(16, {})), 1'775'256);
+  EXPECT_EQ(count_lst(base, both(32, {})), 694'872);
+  EXPECT_EQ(count_lst(large, both(8, odd)), 9'057'328);
+  EXPECT_EQ(count_lst(huge, both(8, {23})), 2'494'896);
+  EXPECT_EQ(count_lst(vit(), {}), 2'376'492);  // ViT-B/16
 }
 
 }  // namespace

@@ -179,7 +179,9 @@ std::vector<MethodConfig> all_methods() {
   MethodConfig dropped = lst;
   dropped.lst.layers = {0, 2};
   MethodConfig lora{.method = "lora", .lora = {.rank = 2, .dropout = 0.1}};
-  return {lst, dropped, lora, {.method = "full"}, {.method = "probe"}};
+  MethodConfig houlsby{.method = "adapter", .adapter = {.rank = 4, .dropout = 0.1, .norms_trained = true}};
+  MethodConfig parallel{.method = "adapter", .adapter = {.placement = "parallel", .rank = 4}};
+  return {lst, dropped, lora, houlsby, parallel, {.method = "bitfit"}, {.method = "full"}, {.method = "probe"}};
 }
 
 }  // namespace espalier::peft

@@ -25,6 +25,8 @@ class FamilyLayouts : public testing::TestWithParam<std::tuple<const char*, cons
     request_.dataset = write_tiny_dataset({.task = task, .num_rows = 240, .longest = 12}, folder_ / "data.h5");
     request_.peft.method = method;
     request_.peft.lora.rank = 4;
+    request_.peft.adapter.rank = 4;
+    request_.peft.lst.reduction = 2;
   }
   RunOutcome run(const std::string& name, Layout layout) {
     auto request = request_;
@@ -53,7 +55,14 @@ TEST_P(FamilyLayouts, GiveTheSameLossesAndWeightsBitForBit) {
 
 INSTANTIATE_TEST_SUITE_P(Families, FamilyLayouts,
                          testing::Combine(testing::Values("t5", "bart", "opt", "gpt2", "llama", "vit"),
-                                          testing::Values("full", "lora")),
+                                          testing::Values("full", "lora", "lst")),
+                         [](const auto& tested) {
+                           return std::string(std::get<0>(tested.param)) + "_" + std::get<1>(tested.param);
+                         });
+
+INSTANTIATE_TEST_SUITE_P(Baselines, FamilyLayouts,
+                         testing::Values(std::tuple("t5", "adapter"), std::tuple("opt", "adapter"),
+                                         std::tuple("bart", "bitfit"), std::tuple("vit", "bitfit")),
                          [](const auto& tested) {
                            return std::string(std::get<0>(tested.param)) + "_" + std::get<1>(tested.param);
                          });

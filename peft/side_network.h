@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// A network that trains beside the frozen backbone: it reads what the backbone's layers put out and carries all
+// gradients. The backbone is run by BesideMethod; a side network only says how it climbs along it.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "peft/method.h"
+
+namespace espalier::peft {
+
+/// What the backbone shows of one layer, outside any graph.
+struct Tap {
+  const model::Layer& layer;
+  /// Behind the layer: "hidden" [B, T, D], "memory", "position_bias"; empty above the last tap.
+  const model::Carry& backbone;
+  at::Tensor undropped;  ///< of an embedding: its output before dropout [B, T, D]; otherwise undefined
+};
+
+class SideNetwork {
+ public:
+  virtual ~SideNetwork() = default;
+  [[nodiscard]] virtual std::string_view name() const = 0;
+  [[nodiscard]] virtual std::vector<std::pair<std::string, std::string>> describe_export() const = 0;
+  /// Of this slice, in chain order; the task head's are the last.
+  [[nodiscard]] virtual const std::vector<TrainedTensor>& trained() const = 0;
+
+  /// Its own entries that enter the stage beginning with `first_layer`. Pure.
+  [[nodiscard]] virtual model::CarryPlan plan_carry(int first_layer, const model::BatchShape& shape) const = 0;
+  /// Chain index of the last layer whose output it reads: the backbone is not run above it. Embeddings always are.
+  [[nodiscard]] virtual int last_tap_layer() const = 0;
+  /// The backbone draws its own dropout in training.
+  [[nodiscard]] virtual bool has_backbone_dropout() const = 0;
+
+  /// What its layers read of a micro-batch, made of what the backbone's read.
+  [[nodiscard]] virtual model::StageInputs adapt(const model::StageInputs& inputs) const = 0;
+  /// Past layer `place` of the slice: replaces entries of `side`, its own carry. `inputs` from adapt().
+  virtual void climb(std::size_t place, const Tap& tap, const model::StageInputs& inputs,
+                     const model::ForwardContext& context, model::Carry& side) const = 0;
+  /// Logits at the end of the chain. `tap`: of the layer below the head. `inputs`: the backbone's.
+  [[nodiscard]] virtual at::Tensor read_out(const model::Layer& head, const Tap& tap, const model::StageInputs& inputs,
+                                            const model::ForwardContext& context, const model::Carry& side) const = 0;
+};
+
+}  // namespace espalier::peft

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// LST beside every family: on the folders that tools/make_golden.py wrote, encoder-decoders and language models too.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "common/error.h"
+#include "peft/lst_plan.h"
+#include "stages.h"
+
+namespace espalier::peft {
+namespace {
+
+class LstFamilies : public testing::TestWithParam<const char*> {
+ protected:
+  LstFamilies() {
+    const auto folder = std::filesystem::path(ESPALIER_SOURCE_DIR) / "tests/golden" / GetParam();
+    tiny_ = {model::read_backbone(folder, {}), model::open_model_folder(folder)};
+    const auto golden = model::open_safetensors(folder / "golden.safetensors");
+    for (const auto* name : {"input_ids", "attention_mask", "token_type_ids", "pixel_values", "labels"}) {
+      if (golden->contains(name)) batch_[name] = golden->get(name);
+    }
+    model::complete_decoder_inputs(tiny_.backbone, batch_);
+  }
+
+  TinyModel tiny_;
+  model::NamedTensors batch_;
+};
+
+TEST_P(LstFamilies, AreTheBackboneWhereTheSideNetworkIsItsCopy) {
+  for (const char* initial : {"magnitude", "by_head"}) {
+    LstConfig lst{.reduction = 1, .gate = "one"};
+    lst.prune_by_head = initial == std::string("by_head");
+    Stages stages(tiny_, {.method = "lst", .lst = lst}, 2);
+    for (const TrainedTensor& tensor : stages.trained()) {
+      if (tensor.name.ends_with("first.weight") || tensor.name == "lst.up.weight") {
+        tensor.value.detach().copy_(at::eye(tensor.value.size(0)));
+      }
+    }
+    const at::Tensor expected = run_bare(tiny_, batch_);
+    EXPECT_TRUE(at::allclose(stages.evaluate(batch_), expected, 1e-4, 1e-5)) << initial;
+  }
+}
+
+/// Gradient of the logits that no symmetry cancels.
+at::Tensor uneven_gradient(const at::Tensor& logits) {
+  return (at::arange(logits.numel(), at::kFloat) * 0.7).sin().view(logits.sizes()).to(logits.scalar_type());
+}
+
+TEST_P(LstFamilies, GiveTheSameGradientsOnAnyNumberOfStages) {
+  LstConfig all{.reduction = 2};
+  LstConfig some{.reduction = 2, .layers = {1}, .fuse = "after", .prune_by_head = true, .merge_last = true};
+  if (tiny_.backbone.is_encoder_decoder()) {
+    some.decoder_layers = {0};
+  }
+  for (const LstConfig& lst : {all, some}) {
+    const MethodConfig config{.method = "lst", .lst = lst};
+    const Step expected = Stages(tiny_, config, 1).step(batch_, training_context(), uneven_gradient);
+    std::int64_t num_scalars = 0;
+    for (const TrainedTensor& tensor : Stages(tiny_, config, 1).trained()) {
+      num_scalars += tensor.value.numel();
+      if (!tensor.is_inert) {
+        ASSERT_TRUE(expected.gradients.contains(tensor.name)) << tensor.name;
+        EXPECT_TRUE(tensor.name.ends_with("key.bias") ||
+                    expected.gradients.at(tensor.name).abs().max().item<float>() > 0)
+            << tensor.name;
+      }
+    }
+    const TrainedCount count = count_trained(config, tiny_.backbone);
+    EXPECT_EQ(count.method + count.head, num_scalars);
+    for (int num_stages = 2; num_stages <= tiny_.backbone.num_blocks(); ++num_stages) {
+      const Step step = Stages(tiny_, config, num_stages).step(batch_, training_context(), uneven_gradient);
+      EXPECT_TRUE(at::equal(step.logits, expected.logits)) << num_stages;
+      ASSERT_EQ(step.gradients.size(), expected.gradients.size()) << num_stages;
+      for (const auto& [name, gradient] : expected.gradients) {
+        EXPECT_TRUE(at::equal(step.gradients.at(name), gradient)) << name << " on " << num_stages << " stages";
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Golden, LstFamilies,
+                         testing::Values("bert_1", "roberta_1", "t5_1", "bart_1", "opt_1", "gpt2_1", "llama_1",
+                                         "vit_1"),
+                         [](const auto& tested) { return std::string(tested.param); });
+
+TEST(LstPlan, RefusesDecoderLayersWithoutADecoder) {
+  LstConfig config{.reduction = 4, .decoder_layers = {0}};
+  EXPECT_THROW(static_cast<void>(plan_lst(config, plan_tiny({}))), ConfigError);
+}
+
+}  // namespace
+}  // namespace espalier::peft
