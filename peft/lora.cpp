@@ -3,16 +3,12 @@
 
 #include <ATen/ATen.h>
 #include <spdlog/fmt/fmt.h>
-#include <spdlog/fmt/ranges.h>
 
-#include <algorithm>
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <utility>
 
-#include "common/check.h"
 #include "common/error.h"
 #include "model/dropout.h"
 #include "model/initial.h"
@@ -21,16 +17,7 @@
 namespace espalier::peft {
 namespace {
 
-/// The first block, or below it a visual embedding, which trains too.
-int first_trained(const model::Backbone& backbone) {
-  if (backbone.visual() != nullptr) {
-    return 0;
-  }
-  const auto block = std::find_if(backbone.chain.begin(), backbone.chain.end(),
-                                  [](const model::LayerPlan& layer) { return layer.kind == model::LayerKind::kBlock; });
-  ESPALIER_CHECK(block != backbone.chain.end());
-  return static_cast<int>(block->index);
-}
+constexpr const char* kTargetsKey = "peft.lora.targets";
 
 }  // namespace
 
@@ -38,64 +25,32 @@ void describe(OptionTable& table, LoraConfig& config) {
   table.add("peft.lora.rank", config.rank).at_least(1).help("Rank of the factors. Trained scalars grow with it.");
   table.add("peft.lora.alpha", config.alpha).above(0).help("The product of the factors is scaled by alpha / rank.");
   table.add("peft.lora.dropout", config.dropout).at_least(0).below(1).help("Dropout on what the factors read.");
-  table.add("peft.lora.targets", config.targets)
+  table.add(kTargetsKey, config.targets)
       .help(
           "Roles of the linears that get factors, in every block: attention.query, attention.key, attention.value, "
           "attention.output, "
           "feed_forward.up, feed_forward.down.");
 }
 
-void check_lora(const LoraConfig& config, const model::Backbone& backbone) {
-  const std::set<std::string> wanted(config.targets.begin(), config.targets.end());
-  if (wanted.empty() || wanted.size() != config.targets.size()) {
-    throw ConfigError(fmt::format("peft.lora.targets: expected at least one role, each once, found '{}'",
-                                  fmt::join(config.targets, ",")));
-  }
-  std::vector<std::string> known;
-  for (const model::LayerPlan& layer : backbone.chain) {
-    if (layer.kind == model::LayerKind::kBlock) {
-      model::TransformerBlock(*layer.block, {}).visit_linears([&](const std::string& role, const model::Linear&) {
-        if (std::find(known.begin(), known.end(), role) == known.end()) {
-          known.push_back(role);
-        }
-      });
-    }
-  }
-  for (const std::string& role : config.targets) {
-    if (std::find(known.begin(), known.end(), role) == known.end()) {
-      throw ConfigError(
-          fmt::format("peft.lora.targets: expected roles among {}, found '{}'", fmt::join(known, ", "), role));
-    }
-  }
-}
-
-std::vector<LoraTarget> plan_lora(const LoraConfig& config, const model::BlockSpec& spec) {
-  std::vector<LoraTarget> targets;
-  std::uint64_t number = 0;
-  model::TransformerBlock(spec, {}).visit_linears([&](const std::string& role, const model::Linear& linear) {
-    if (std::find(config.targets.begin(), config.targets.end(), role) != config.targets.end()) {
-      targets.push_back({role, number, linear.in_features, linear.out_features});
-    }
-    ++number;
-  });
-  for (const LoraTarget& target : targets) {
-    const std::int64_t limit = std::min(target.in_features, target.out_features);
-    if (config.rank > limit) {
+std::vector<LinearTarget> plan_lora(const LoraConfig& config, const model::BlockSpec& spec) {
+  std::vector<LinearTarget> targets = plan_targets(config.targets, spec);
+  for (const LinearTarget& target : targets) {
+    if (config.rank > target.smaller_width()) {
       throw ConfigError(
           fmt::format("peft.lora.rank: expected at most {} (the smaller width of {}), found {}; lower it or take {} "
                       "out of peft.lora.targets",
-                      limit, target.role, config.rank, target.role));
+                      target.smaller_width(), target.role, config.rank, target.role));
     }
   }
   return targets;
 }
 
 std::int64_t count_lora(const LoraConfig& config, const model::Backbone& backbone) {
-  check_lora(config, backbone);
+  check_targets(kTargetsKey, config.targets, backbone);
   std::int64_t count = 0;
   for (const model::LayerPlan& layer : backbone.chain) {
     if (layer.kind == model::LayerKind::kBlock) {
-      for (const LoraTarget& target : plan_lora(config, *layer.block)) {
+      for (const LinearTarget& target : plan_lora(config, *layer.block)) {
         count += config.rank * (target.in_features + target.out_features);
       }
     }
@@ -113,8 +68,8 @@ at::Tensor LoraDelta::forward(const at::Tensor& x, const model::ForwardContext& 
 
 LoraMethod::LoraMethod(const LoraConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
                        std::uint64_t seed)
-    : ChainMethod(slice, {.first_trained_layer = first_trained(slice.backbone())}), config_(config) {
-  check_lora(config_, slice.backbone());
+    : ChainMethod(slice, {.first_trained_layer = first_trained_by_blocks(slice.backbone())}), config_(config) {
+  check_targets(kTargetsKey, config_.targets, slice.backbone());
   const at::Device device = slice.options().device;
   for (const auto& layer : slice.layers()) {
     if (layer->block() == nullptr) {
@@ -122,7 +77,7 @@ LoraMethod::LoraMethod(const LoraConfig& config, model::StageSlice& slice, const
       continue;
     }
     std::map<std::string, std::shared_ptr<const LoraDelta>> deltas;
-    for (const LoraTarget& target : plan_lora(config_, layer->block()->spec())) {
+    for (const LinearTarget& target : plan_lora(config_, layer->block()->spec())) {
       const std::string name = layer->plan().name + "." + target.role;
       // Kaiming-uniform with a = sqrt(5), as the reference implementations start: variance 1 / (3 in).
       const double bound = 1.0 / std::sqrt(static_cast<double>(target.in_features));

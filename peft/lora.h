@@ -9,25 +9,16 @@
 
 #include "common/options.h"
 #include "peft/chain_method.h"
+#include "peft/linear_targets.h"
 
 namespace espalier::peft {
 
 /// Keys "peft.lora.*".
 void describe(OptionTable& table, LoraConfig& config);
 
-/// One chosen linear of one block.
-struct LoraTarget {
-  std::string role;          ///< "attention.query"
-  std::uint64_t linear = 0;  ///< place among the block's linears: tells the dropout sites of a block apart
-  std::int64_t in_features = 0, out_features = 0;
-};
-
-/// Throws: ConfigError for a repeated role and for one that no block of the backbone has (listing those there are).
-void check_lora(const LoraConfig& config, const model::Backbone& backbone);
-
 /// The targets that a block of `spec` has, in the block's own order.
 /// Throws: ConfigError for a rank above a linear's width.
-std::vector<LoraTarget> plan_lora(const LoraConfig& config, const model::BlockSpec& spec);
+std::vector<LinearTarget> plan_lora(const LoraConfig& config, const model::BlockSpec& spec);
 
 /// Trained scalars without the task head.
 std::int64_t count_lora(const LoraConfig& config, const model::Backbone& backbone);

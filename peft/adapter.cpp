@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "peft/adapter.h"
+
+#include <c10/util/accumulate.h>
+#include <spdlog/fmt/fmt.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "common/error.h"
+#include "peft/linear_targets.h"
+#include "peft/trained_set.h"
+
+namespace espalier::peft {
+namespace {
+
+/// Where a block gets a bottleneck, in the order of its forward, and the last word of its name.
+struct Place {
+  model::InsertPlace place;
+  const char* name;
+};
+
+const std::vector<Place>& places_of(const AdapterConfig& config) {
+  static const std::vector<Place> houlsby = {{model::InsertPlace::kAfterAttention, "after_attention"},
+                                             {model::InsertPlace::kAfterFeedForward, "after_feed_forward"}};
+  static const std::vector<Place> parallel = {{model::InsertPlace::kParallelToFeedForward, "parallel"}};
+  return config.placement == "houlsby" ? houlsby : parallel;
+}
+
+bool is_norm_of_block(const std::string& role) {
+  return role.find("norm.") != std::string::npos;
+}
+
+}  // namespace
+
+void describe(OptionTable& table, AdapterConfig& config) {
+  table.add("peft.adapter.placement", config.placement)
+      .choices({"houlsby", "parallel"})
+      .help(
+          "houlsby: behind the self-attention and behind the feed-forward of every block. parallel: beside the "
+          "feed-forward.");
+  table.add("peft.adapter.rank", config.rank)
+      .at_least(1)
+      .help("Width of the bottleneck. Trained scalars grow with it.");
+  table.add("peft.adapter.activation", config.activation)
+      .help("model: the backbone's own; or gelu, gelu_new, quick_gelu, relu, silu.");
+  table.add("peft.adapter.dropout", config.dropout)
+      .at_least(0)
+      .below(1)
+      .help("Dropout inside the bottleneck, behind the activation.");
+  table.add("peft.adapter.norms_trained", config.norms_trained)
+      .help("The norms of the blocks train too, as in Houlsby et al.");
+}
+
+BottleneckSpec plan_adapter(const AdapterConfig& config, const model::BlockSpec& spec) {
+  if (config.rank > spec.width) {
+    throw ConfigError(fmt::format("peft.adapter.rank: expected at most {} (the backbone's width), found {}; lower it",
+                                  spec.width, config.rank));
+  }
+  BottleneckSpec bottleneck{.width = spec.width, .rank = config.rank, .dropout = config.dropout};
+  try {
+    bottleneck.activation = config.activation == "model" ? spec.activation : model::activation_from(config.activation);
+  } catch (const ConfigError& error) {
+    throw ConfigError(fmt::format("peft.adapter.activation: expected 'model' or a name; {}", error.what()));
+  }
+  if (config.placement == "houlsby") {
+    // Near the identity: both matrices small (Houlsby et al., section 3.6).
+    bottleneck.has_residual = true;
+    bottleneck.down_deviation = bottleneck.up_deviation = 0.01;
+  } else {
+    // As LoRA starts: the lower matrix of variance 1 / (3 D), the upper one zero.
+    bottleneck.down_deviation = 1.0 / std::sqrt(3.0 * static_cast<double>(spec.width));
+    bottleneck.up_deviation = 0;
+  }
+  return bottleneck;
+}
+
+std::int64_t count_adapter(const AdapterConfig& config, const model::Backbone& backbone) {
+  std::int64_t count = 0;
+  for (const model::LayerPlan& layer : backbone.chain) {
+    if (layer.block) {
+      count +=
+          static_cast<std::int64_t>(places_of(config).size()) * count_bottleneck(plan_adapter(config, *layer.block));
+    }
+  }
+  if (config.norms_trained) {
+    model::visit_planned_weights(
+        backbone, [&](const model::LayerPlan& layer, const std::string& role, const std::vector<std::int64_t>& shape) {
+          count += layer.block && is_norm_of_block(role) ? c10::multiply_integers(shape) : 0;
+        });
+  }
+  return count;
+}
+
+AdapterMethod::AdapterMethod(const AdapterConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
+                             std::uint64_t seed)
+    : ChainMethod(slice, {.first_trained_layer = first_trained_by_blocks(slice.backbone())}), config_(config) {
+  for (const auto& layer : slice.layers()) {
+    const model::LayerPlan& plan = layer->plan();
+    if (model::TransformerBlock* block = layer->block()) {
+      auto site = static_cast<std::uint32_t>(model::DropoutSite::kFactor);
+      for (const Place& place : places_of(config_)) {
+        auto bottleneck = std::make_shared<Bottleneck>(plan_adapter(config_, block->spec()),
+                                                       model::LayerPlace{RandomDomain::kAdapter, plan.index},
+                                                       static_cast<model::DropoutSite>(site++));
+        train_bottleneck(*bottleneck, plan.name + ".adapter." + place.name, seed, slice.options().device, trained());
+        block->set_insert(place.place, std::move(bottleneck));
+      }
+      if (config_.norms_trained) {
+        layer->visit_weights([&](const std::string& role, at::Tensor& slot, const std::vector<std::int64_t>&) {
+          if (is_norm_of_block(role)) {
+            own_weight(slice, plan, role, weights, slot);
+            trained().push_back({.name = plan.name + "." + role, .value = slot, .decays = false});
+          }
+        });
+      }
+    }
+    train_task_weights(slice, *layer, weights, trained());
+  }
+}
+
+std::vector<std::pair<std::string, std::string>> AdapterMethod::describe_export() const {
+  return {{"placement", nlohmann::json(config_.placement).dump()},
+          {"rank", nlohmann::json(config_.rank).dump()},
+          {"activation", nlohmann::json(config_.activation).dump()},
+          {"dropout", nlohmann::json(config_.dropout).dump()},
+          {"norms_trained", nlohmann::json(config_.norms_trained).dump()}};
+}
+
+}  // namespace espalier::peft
