@@ -16,7 +16,9 @@ namespace espalier::data {
 /// Padded tensors under the names `transformers` gives them; B rows, T input tokens, U target tokens, L labels.
 /// All texts: input_ids [B, T] int64, attention_mask [B, T] int64; token_type_ids [B, T] int64 if the file has them.
 /// classification, regression, multi_label: labels [B] int64, [B] float, [B, L] float; labels_<name> likewise [B].
-/// seq2seq: labels [B, U] int64, -100 at padding.
+/// seq2seq: labels [B, U] int64, -100 at padding; of rows with images, each of V tokens of width F, I of them in a row,
+/// vis_feats [B, I * V, F] float, vis_boxes [B, I * V, 4] float (x1, x2, y1, y2) if the file has them, and where I > 1
+/// img_order_ids and obj_order_ids [B, I * V] int64.
 /// causal_lm: labels [B, T] int64, the input ids at the positions that the loss counts and -100 elsewhere, unshifted.
 /// multiple_choice, Q questions with B choices in all: as causal_lm, and choice_offsets [Q + 1] int64 (question q is
 /// rows choice_offsets[q] to choice_offsets[q + 1]) and answers [Q] int64 (the right choice, from 0 in its question).
@@ -50,7 +52,8 @@ struct DatasetInfo {
   std::vector<float> pixel_mean, pixel_std;  ///< of each channel; images only
 };
 
-/// One split: texts wholly in memory as ragged arrays (ids are int32: 8,000 snippets are 1 MB), images in their file.
+/// One split: texts wholly in memory as ragged arrays (ids are int32: 8,000 snippets are 1 MB), images and features of
+/// images in their file.
 /// Thread: const methods are safe.
 class Split {
  public:

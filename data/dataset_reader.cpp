@@ -98,18 +98,19 @@ std::vector<std::int64_t> DatasetReader::classes(const std::string& name, std::i
   return classes;
 }
 
-DatasetReader::StoredBytes DatasetReader::stored_bytes(const std::string& name, std::size_t num_dims) const {
+DatasetReader::StoredArray DatasetReader::stored_elements(const std::string& name, Hdf5Type type, std::string_view kind,
+                                                          std::size_t num_dims) const {
   read_.insert(name);
   const Hdf5Info info = file_.info(name);
-  if (info.type != Hdf5Type::kUInt8 || info.shape.size() != num_dims ||
+  if (info.type != type || info.shape.size() != num_dims ||
       std::find(info.shape.begin(), info.shape.end(), 0) != info.shape.end()) {
-    refuse(name, fmt::format("uint8 of {} dimensions, none of them 0", num_dims),
+    refuse(name, fmt::format("{} of {} dimensions, none of them 0", kind, num_dims),
            fmt::format("shape [{}] of another kind or type", fmt::join(info.shape, ", ")));
   }
   expect_fits(name, info);
   const auto offset = file_.byte_offset(name);
   if (!offset) {
-    refuse(name, "contiguous and uncompressed bytes", "pieces");
+    refuse(name, "contiguous and uncompressed elements", "pieces");
   }
   return {info.shape, *offset};
 }
@@ -119,6 +120,22 @@ void DatasetReader::check_row_ids(const std::string& split, std::int64_t num_row
   const std::string name = split + "/id_offsets";
   expect_size(name, offsets(name, ids.size(), /*shortest_row=*/0).size(), static_cast<std::size_t>(num_rows) + 1,
               "rows + 1");
+}
+
+void DatasetReader::check_references(const std::string& split, std::int64_t num_rows) const {
+  const std::string bytes = split + "/reference_bytes";
+  if (!file_.contains(bytes)) {
+    return;
+  }
+  const auto texts = list<std::uint8_t>(bytes, {Hdf5Type::kUInt8}, "uint8");
+  const auto num_references = offsets(split + "/reference_offsets", texts.size(), /*shortest_row=*/0).size() - 1;
+  const std::string rows = split + "/reference_row_offsets";
+  expect_size(rows, offsets(rows, num_references, /*shortest_row=*/1).size(), static_cast<std::size_t>(num_rows) + 1,
+              "rows + 1");
+  if (const std::string scores = split + "/reference_scores"; file_.contains(scores)) {
+    expect_size(scores, list<float>(scores, {Hdf5Type::kFloat32}, "float32").size(), num_references,
+                "one for every reference");
+  }
 }
 
 void DatasetReader::expect_size(const std::string& name, std::size_t found, std::size_t expected,

@@ -51,15 +51,20 @@ class DatasetReader {
   /// Class indices, one for each of `num_rows`.
   [[nodiscard]] std::vector<std::int64_t> classes(const std::string& name, std::int64_t num_rows,
                                                   std::int64_t num_classes) const;
-  /// An array of bytes that stays in the file, for it may be larger than memory.
-  struct StoredBytes {
+  /// An array that stays in the file, for it may be larger than memory.
+  struct StoredArray {
     std::vector<std::int64_t> shape;
-    std::int64_t offset = 0;  // of the first byte in the file
+    std::int64_t offset = 0;  // of its first byte in the file
   };
-  /// No dimension is 0.
-  [[nodiscard]] StoredBytes stored_bytes(const std::string& name, std::size_t num_dims) const;
+  /// An array of exactly `type`, which the format calls `kind`. No dimension is 0.
+  [[nodiscard]] StoredArray stored_elements(const std::string& name, Hdf5Type type, std::string_view kind,
+                                            std::size_t num_dims) const;
   /// The ids of rows are for people and other programs: checked with the rest, not kept.
   void check_row_ids(const std::string& split, std::int64_t num_rows) const;
+
+  /// The texts that a generated one is scored against, several for a row and perhaps with scores: for tools/score.py,
+  /// checked, not kept. There may be none.
+  void check_references(const std::string& split, std::int64_t num_rows) const;
 
   void expect_size(const std::string& name, std::size_t found, std::size_t expected, std::string_view of_what) const;
   /// Refuses an array of the split that nothing has read.

@@ -23,7 +23,7 @@ class ImageSplit final : public Split {
   ImageSplit(const DatasetReader& reader, const DatasetInfo& info, std::string split)
       : name_(std::move(split)), mean_(per_channel(info.pixel_mean)), std_(per_channel(info.pixel_std)) {
     const std::string array = name_ + "/pixels";
-    const auto stored = reader.stored_bytes(array, /*num_dims=*/4);
+    const auto stored = reader.stored_elements(array, Hdf5Type::kUInt8, "uint8", /*num_dims=*/4);
     if (stored.shape[3] != mean_.numel()) {
       reader.refuse(array, fmt::format("{} channels (pixel_mean), in the last dimension", mean_.numel()),
                     fmt::format("shape [{}]", fmt::join(stored.shape, ", ")));

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Splits whose targets are tokens: texts to write (seq2seq), texts to go on with (causal_lm), and questions whose
-// choices are such texts (multiple_choice).
+// Splits whose targets are tokens: texts to write (seq2seq), perhaps about images, texts to go on with (causal_lm), and
+// questions whose choices are such texts (multiple_choice).
 #include <ATen/ATen.h>
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 #include <utility>
 
 #include "common/check.h"
 #include "common/error.h"
 #include "data/text_split.h"
+#include "data/visual_rows.h"
 
 namespace espalier::data {
 namespace {
@@ -24,6 +26,10 @@ class Seq2SeqSplit final : public TextSplit {
     const auto num_inputs = static_cast<std::size_t>(num_rows()) + 1;
     reader.expect_size(split + "/target_offsets", static_cast<std::size_t>(targets_.num_rows()) + 1, num_inputs,
                        "as input_offsets");
+    reader.check_references(split, num_rows());
+    if (VisualRows::are_in(reader, split)) {
+      images_.emplace(reader, info, split, num_rows());
+    }
   }
 
   std::int64_t length(std::int64_t row) const override { return inputs().length(row) + targets_.length(row); }
@@ -37,9 +43,13 @@ class Seq2SeqSplit final : public TextSplit {
     const std::int64_t uncut = static_cast<std::int64_t>(targets_.ids().size());
     const std::int64_t width = round_up(targets_.longest(rows, uncut), pad_multiple);  // U
     batch["labels"] = targets_.pad(targets_.ids(), rows, uncut, width, kIgnored);
+    if (images_) {
+      images_->add(batch, rows);
+    }
   }
 
   TokenRows targets_;
+  std::optional<VisualRows> images_;
 };
 
 class CausalSplit final : public TextSplit {

@@ -44,6 +44,27 @@ Rows draw_rows(const TinyDataset& dataset, std::int64_t num_rows, const std::str
   return rows;
 }
 
+/// Five images that the rows share.
+void write_images(const TinyDataset& dataset, std::int64_t num_rows, const std::string& split, Hdf5File& file) {
+  constexpr std::int64_t kImages = 5, kTokens = 3, kWidth = 6;
+  PhiloxSequence sequence(derive_key(dataset.seed, RandomDomain::kSampler, split + " images"));
+  const auto draw = [&](std::int64_t count, std::uint64_t steps, float scale) {
+    std::vector<float> values;
+    for (std::int64_t i = 0; i < count; ++i) values.push_back(scale * static_cast<float>(sequence.next_below(steps)));
+    return values;
+  };
+  file.write(split + "/vis_feats", Hdf5Type::kFloat32, {kImages, kTokens, kWidth},
+             draw(kImages * kTokens * kWidth, 32, 0.125F).data());
+  file.write(split + "/vis_boxes", Hdf5Type::kFloat32, {kImages, kTokens, 4},
+             draw(kImages * kTokens * 4, 9, 0.125F).data());
+  std::vector<std::int64_t> index;
+  for (std::int64_t row = 0; row < num_rows; ++row) {
+    index.push_back(row % kImages);
+    index.push_back((row + row / kImages) % kImages);
+  }
+  file.write(split + "/image_index", Hdf5Type::kInt64, {num_rows, 2}, index.data());
+}
+
 }  // namespace
 
 std::filesystem::path write_tiny_dataset(const TinyDataset& dataset, const std::filesystem::path& path) {
@@ -90,6 +111,7 @@ std::filesystem::path write_tiny_dataset(const TinyDataset& dataset, const std::
     } else if (dataset.task == "seq2seq") {
       write("target_ids", Hdf5Type::kInt32, rows.target_ids);
       write("target_offsets", Hdf5Type::kInt64, rows.target_offsets);
+      if (dataset.is_visual) write_images(dataset, static_cast<std::int64_t>(rows.classes.size()), split, file);
     } else if (dataset.task == "causal_lm") {
       write("prompt_lengths", Hdf5Type::kInt64, std::vector<std::int64_t>(rows.offsets.size() - 1, 1));
     } else {

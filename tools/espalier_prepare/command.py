@@ -89,16 +89,19 @@ def recorded_options(options: argparse.Namespace, sources: Sequence[Source]) -> 
     for key, value in vars(options).items():
         if value is None or key in ("output", "quiet", "folder", "input", *splits.SPLITS):
             continue
-        recorded[key] = value.name if isinstance(value, Path) else value
+        names = [path.name for path in value] if key == "features" else value
+        recorded[key] = value.name if isinstance(value, Path) else names
     return recorded
 
 
-def source_digest(form: Form, sources: Sequence[Source]) -> str:
+def source_digest(form: Form, sources: Sequence[Source], features: Sequence[Path]) -> str:
     """SHA-256 of all source files, one after the other in the order read."""
     digest = hashlib.sha256()
-    for _, path in sources:
-        for file in (path, *form.companions(path)):
-            digest.update(file.read_bytes() if file.is_file() else b"")  # a folder of images is its companions
+    for file in [file for _, path in sources for file in (path, *form.companions(path))] + list(features):
+        if file.is_file():  # a folder of images is its companions
+            with file.open("rb") as content:
+                while piece := content.read(1 << 24):
+                    digest.update(piece)
     return "sha256:" + digest.hexdigest()
 
 
@@ -136,6 +139,7 @@ def run(options: argparse.Namespace) -> None:
     sources = find_sources(options, form)
     parts, dropped = read_examples(options, form, sources, problems)
     parts = require_rows(splits.RULES[rule](parts, options.split_seed))
+    parts = {name: form.in_split(name, part) for name, part in parts.items()}
 
     encoder = Encoder(options.task, form, reader, options, problems)
     encoder.name_classes([example for part in parts.values() for example in part])
@@ -155,7 +159,7 @@ def run(options: argparse.Namespace) -> None:
         "task": options.task,
         **encoder.attributes(),
         **(reader.attributes() if isinstance(reader, images.ImageDecoder) else token_attributes(reader, options)),
-        "source_digest": source_digest(form, sources),
+        "source_digest": source_digest(form, sources, options.features or ()),
         "prepare_options": json.dumps(recorded_options(options, sources), sort_keys=True),
         "prepare_counts": json.dumps(counts | {"malformed": problems.counts}, sort_keys=True),
     }

@@ -28,6 +28,9 @@ class Example:
     choices: Sequence[str] = ()
     label: Any = None  # class name, number, list of names; with choices: the index of the right one
     more_labels: Sequence[Any] = ()  # of --extra-label
+    images: Sequence[Sequence[str]] = ()  # of each the names that its features may have
+    references: Sequence[str] = ()  # what a generated text is scored against, where that is more than the target
+    scores: Sequence[float] = ()  # of the references
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Form(ABC):
     files: Mapping[str, Sequence[str]] = field(default_factory=dict)  # split -> patterns, the first that matches counts
     rule: LabelRule | None = None
     class_texts: Sequence[str] = ()  # where targets are the names of classes
+    reference_kind: str = ""  # answers (as often as people gave them, or with scores) | texts
 
     def format_of(self, path: Path, chosen: str | None) -> str:
         return format_of(path, chosen)
@@ -53,6 +57,10 @@ class Form(ABC):
     @abstractmethod
     def example(self, row: Row) -> Example | None:
         """None: an option drops the row."""
+
+    def in_split(self, split: str, examples: Sequence[Example]) -> list[Example]:
+        """What becomes of the examples once it is known which split they are in."""
+        return list(examples)
 
     def find_files(self, folder: Path) -> dict[str, list[Path]]:
         """The files of a folder as published, by split."""

@@ -141,4 +141,4 @@ def make_form(name: str, template: str) -> GlueForm:
         rule = LabelRule("regression", bounds=_SCORES)
     digits = [str(index) for index in range(len(task.classes))]
     texts = () if template == "encoder" else digits if template == "t5-digits" else task.classes
-    return GlueForm(tasks, files, rule, texts, task, template)
+    return GlueForm(tasks, files, rule, texts, task=task, template=template)

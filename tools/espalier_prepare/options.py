@@ -6,13 +6,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import glue, images, questions, rows, splits
+from . import features, glue, images, questions, rows, splits, visual
 from .errors import InputError
 from .forms import COLUMN_FORMS, ColumnForm, Form, Prompt
 from .labels import LabelRule
 from .tasks import LABEL_TASKS, TASKS
 
-DATASETS = (*glue.TASKS, *COLUMN_FORMS, *questions.FORMS, *images.FORMS)
+DATASETS = (*glue.TASKS, *COLUMN_FORMS, *questions.FORMS, *images.FORMS, *visual.FORMS)
 
 _DESCRIPTION = """\
 Makes one HDF5 dataset (docs/dataset_format.md) out of source files and a tokenizer folder. docs/preparation.md has an
@@ -148,6 +148,15 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="HOW",
         help=f"{', '.join(images.NORMALIZATIONS)}, or means:deviations of the channels (default: half, all 0.5)",
     )
+    image.add_argument(
+        "--features", type=Path, nargs="+", help="HDF5 files with the features of the images that texts are about"
+    )
+    image.add_argument(
+        "--box-order",
+        choices=features.BOX_ORDERS,
+        default="x1x2y1y2",
+        help="corners in vis_boxes: as the formula of CLIP-T5 names them (default), or as VL-T5's own code fed them",
+    )
     parser.add_argument("--output", type=Path, required=True, help="the HDF5 file; replaced only when all is done")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
@@ -180,7 +189,9 @@ def make_form(options: argparse.Namespace) -> Form:
 
 
 def _check_reader(options: argparse.Namespace) -> None:
-    """Images have no tokenizer, and texts none of the options on images."""
+    """Images have no tokenizer, and texts none of the options on images; texts about images need their features."""
+    if (options.dataset in visual.FORMS) != (options.features is not None):
+        raise InputError(f"--features: expected with --dataset out of {list(visual.FORMS)}, and only there")
     if options.task == images.TASK and options.tokenizer is not None:
         raise InputError(f"--tokenizer: not used by --task {images.TASK}; leave it out")
     if options.task != images.TASK:
@@ -201,7 +212,7 @@ def _published_form(options: argparse.Namespace) -> Form:
         raise InputError(f"{flag}: expected without --dataset, which knows its columns and labels")
     if options.dataset in glue.TASKS:
         return glue.make_form(options.dataset, options.template or "encoder")
-    return (COLUMN_FORMS | questions.FORMS | images.FORMS)[options.dataset]
+    return (COLUMN_FORMS | questions.FORMS | images.FORMS | visual.FORMS)[options.dataset]
 
 
 def _column_form(options: argparse.Namespace) -> Form:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -15,6 +16,18 @@ from .errors import InputError
 
 # Raised when an old reader would misread a new file; docs/dataset_format.md lists the versions.
 FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class StreamedArray:
+    """An array that is larger than memory, written block by block along its first dimension."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    blocks: Callable[[], Iterator[np.ndarray]]
+
+
+Array = np.ndarray | StreamedArray
 
 
 def ragged(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +46,7 @@ def ragged_text(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_dataset(
-    path: Path, attributes: Mapping[str, str | int], splits: Mapping[str, Mapping[str, np.ndarray]]
+    path: Path, attributes: Mapping[str, str | int], splits: Mapping[str, Mapping[str, Array]]
 ) -> None:
     """Writes the whole file under another name and renames it: a reader sees the old file, or all of the new one."""
     folder = path.parent
@@ -48,7 +61,12 @@ def write_dataset(
             for split, arrays in splits.items():
                 group = file.create_group(split)
                 for name, array in arrays.items():
-                    group.create_dataset(name, data=array)
+                    if isinstance(array, StreamedArray):
+                        written = group.create_dataset(name, array.shape, array.dtype)
+                        for index, block in enumerate(array.blocks()):
+                            written[index] = block
+                    else:
+                        group.create_dataset(name, data=array)
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)

@@ -16,6 +16,7 @@ import numpy as np
 from . import images, labels, store
 from .encoding import TextEncoder, Tokens
 from .errors import InputError, Problems
+from .features import FeatureFiles
 from .forms import Example, Form
 
 LABEL_TASKS = ("classification", "regression", "multi_label")
@@ -25,7 +26,7 @@ _FEWEST_CLASSES = {"classification": 2, "multi_label": 1, "regression": 0, image
 
 @dataclass
 class EncodedSplit:
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, store.Array]
     num_rows: int
     lengths: np.ndarray  # input tokens
     num_truncated: int
@@ -48,6 +49,7 @@ class Encoder:
         self.reader = reader
         self.options = options
         self.problems = problems
+        self.features = None if options.features is None else FeatureFiles(options.features, options.box_order)
         self.names: list[str] = list(form.class_texts)
         self.column_names: dict[str, list[str]] = {}
 
@@ -67,6 +69,8 @@ class Encoder:
     def attributes(self) -> dict[str, str | int]:
         count = 1 if self.task == "regression" else len(self.names) if self.task in _FEWEST_CLASSES else 0
         attributes: dict[str, str | int] = {"num_labels": count, "label_names": json.dumps(self.names)}
+        if self.form.reference_kind:
+            attributes["reference_kind"] = self.form.reference_kind
         if self.column_names:
             attributes["label_columns"] = json.dumps(self.column_names, sort_keys=True)
         return attributes
@@ -124,12 +128,32 @@ class Encoder:
 
     def _seq2seq(self, examples: Sequence[Example], progress: Any) -> EncodedSplit:
         encode, options = self.reader.encode, self.options
+        if self.features is not None:
+            examples = self._with_images(examples)
         sources = encode([example.text for example in examples], None, options.max_length, progress)
         targets = encode([example.target for example in examples], None, options.max_target_length, progress)
         examples, groups = self._usable(examples, [list(pair) for pair in zip(sources, targets, strict=True)])
         ids, offsets = store.ragged([target.ids for _, target in groups])
         about = f"{len(ids)} target tokens, longest {np.diff(offsets).max()}"
-        return _encoded(examples, groups, _firsts(groups), {"target_ids": ids, "target_offsets": offsets}, about)
+        arrays: dict[str, store.Array] = {"target_ids": ids, "target_offsets": offsets} | _references(examples)
+        if self.features is not None:
+            found = [[self.features.find(names) for names in example.images] for example in examples]
+            arrays |= self.features.arrays(found)
+            about += f", {arrays['vis_feats'].shape[0]} images"
+        return _encoded(examples, groups, _firsts(groups), arrays, about)
+
+    def _with_images(self, examples: Sequence[Example]) -> list[Example]:
+        """Those whose features are all there; the others are named."""
+        usable = []
+        for example in examples:
+            try:
+                for names in example.images:
+                    self.features.find(names)
+                usable.append(example)
+            except ValueError as error:
+                self.problems.add(example.place.error(str(error)))
+        self._require_usable(usable)
+        return usable
 
     def _causal(self, examples: Sequence[Example], progress: Any) -> EncodedSplit:
         prompts = [example.text for example in examples]
@@ -193,7 +217,7 @@ def _encoded(
     examples: Sequence[Example],
     groups: Sequence[list[Tokens]],
     rows: Sequence[Tokens],
-    arrays: dict[str, np.ndarray],
+    arrays: dict[str, store.Array],
     about: str,
 ) -> EncodedSplit:
     """`rows` are the inputs of all groups."""
@@ -202,6 +226,23 @@ def _encoded(
     arrays |= {"input_ids": input_ids, "input_offsets": input_offsets, "id_bytes": id_bytes, "id_offsets": id_offsets}
     num_truncated = sum(any(row.is_cut for row in group) for group in groups)
     return EncodedSplit(arrays, len(examples), np.diff(input_offsets), num_truncated, about)
+
+
+def _references(examples: Sequence[Example]) -> dict[str, np.ndarray]:
+    """What generated texts are scored against; nothing where it is the target alone."""
+    if not any(example.references for example in examples):
+        return {}
+    texts = [text for example in examples for text in example.references]
+    reference_bytes, reference_offsets = store.ragged_text(texts)
+    rows = np.cumsum([0, *(len(example.references) for example in examples)], dtype=np.int64)
+    arrays = {
+        "reference_bytes": reference_bytes,
+        "reference_offsets": reference_offsets,
+        "reference_row_offsets": rows,
+    }
+    if scores := [score for example in examples for score in example.scores]:
+        arrays["reference_scores"] = np.asarray(scores, dtype=np.float32)
+    return arrays
 
 
 def _firsts(groups: Sequence[list[Tokens]]) -> list[Tokens]:

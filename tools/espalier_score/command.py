@@ -16,6 +16,7 @@ from .classes import class_metrics, number_metrics, to_number
 from .generated import Decoder, read_generated, write_texts
 from .metrics import METRICS, Unavailable, usual_metrics
 from .references import DatasetSplit, References, from_dataset, read_dataset, read_references
+from .vqa import scored_accuracy
 
 _DESCRIPTION = """\
 Scores what `espalier generate` wrote (docs/generate.md): JSON with the number of rows and the metrics. References are
@@ -62,10 +63,18 @@ def score(texts: Sequence[str], references: References, names: Sequence[str]) ->
             metrics |= number_metrics(texts, numbers)
     for name in names:
         try:
-            metrics[name] = METRICS[name](texts, of_rows)
+            if name == "vqa_accuracy" and references.scores_by_row is not None:
+                metrics[name] = _scored_vqa(texts, references, of_rows)
+            else:
+                metrics[name] = METRICS[name](texts, of_rows)
         except Unavailable as reason:
             skipped[name] = str(reason)
     return {"rows": len(texts), "metrics": metrics, "skipped": skipped}
+
+
+def _scored_vqa(texts: Sequence[str], references: References, of_rows: Sequence[Sequence[str]]) -> float:
+    scores = [references.scores_by_row[row] for row in sorted(references.by_row)]
+    return sum(map(scored_accuracy, texts, of_rows, scores)) / len(texts)
 
 
 def _classes(references: References, of_rows: Sequence[Sequence[str]]) -> list[str]:

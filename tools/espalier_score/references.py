@@ -18,6 +18,17 @@ from .generated import Decoder
 
 
 @dataclass
+class References:
+    """Every reference of a row counts; metrics take the best, or all, as each is defined."""
+
+    where: str
+    by_row: Mapping[int, Sequence[str]]
+    class_texts: Sequence[str] = ()
+    is_vqa: bool = False  # the answers that people gave, as often as they gave them, or with scores
+    scores_by_row: Mapping[int, Sequence[float]] | None = None
+
+
+@dataclass
 class DatasetSplit:
     """What scoring needs of a dataset file (docs/dataset_format.md)."""
 
@@ -27,20 +38,11 @@ class DatasetSplit:
     targets: list[str] | None  # None: the texts were not asked for
     inputs: list[bytes]  # what each text was made from, as bytes to compare
     class_texts: list[str]
+    references: References | None  # that the file itself has beside the targets
 
     @property
     def num_rows(self) -> int:
         return len(self.ids)
-
-
-@dataclass
-class References:
-    """Every reference of a row counts; metrics take the best, or all, as each is defined."""
-
-    where: str
-    by_row: Mapping[int, Sequence[str]]
-    class_texts: Sequence[str] = ()
-    is_vqa: bool = False  # the answers that people gave, as often as they gave them
 
 
 def read_dataset(path: Path, split: str, decoder: Decoder | None, needs_targets: bool) -> DatasetSplit:
@@ -71,12 +73,14 @@ def read_dataset(path: Path, split: str, decoder: Decoder | None, needs_targets:
             id_bytes, id_offsets = group["id_bytes"][:].tobytes(), group["id_offsets"][:]
             ids = [id_bytes[begin:end].decode() for begin, end in zip(id_offsets[:-1], id_offsets[1:], strict=True)]
             class_texts = json.loads(file.attrs["label_names"])
+            references = _stored_references(group, f"{path}, split {split}", file.attrs.get("reference_kind", ""))
     except (OSError, KeyError, ValueError) as error:
         raise InputError(f"{path}: expected a dataset file of tools/prepare.py ({error})") from None
+    needs_targets = needs_targets and references is None
     if needs_targets and decoder is None:
         raise InputError(f"{path}: expected --tokenizer to make texts of its targets, found none")
     texts = [decoder.decode(target.tolist()) for target in targets] if needs_targets else None
-    return DatasetSplit(path, split, ids, texts, [row.tobytes() for row in rows], class_texts)
+    return DatasetSplit(path, split, ids, texts, [row.tobytes() for row in rows], class_texts, references)
 
 
 def _rows(group: h5py.Group, side: str) -> list[np.ndarray]:
@@ -84,9 +88,27 @@ def _rows(group: h5py.Group, side: str) -> list[np.ndarray]:
     return [ids[begin:end] for begin, end in zip(offsets[:-1], offsets[1:], strict=True)]
 
 
+def _stored_references(group: h5py.Group, where: str, kind: str) -> References | None:
+    if "reference_bytes" not in group:
+        return None
+    content, offsets = group["reference_bytes"][:].tobytes(), group["reference_offsets"][:]
+    texts = [content[begin:end].decode() for begin, end in zip(offsets[:-1], offsets[1:], strict=True)]
+    rows = group["reference_row_offsets"][:].tolist()
+    spans = list(enumerate(zip(rows[:-1], rows[1:], strict=True)))
+    references = References(where, {row: texts[begin:end] for row, (begin, end) in spans}, is_vqa=kind == "answers")
+    if "reference_scores" in group:
+        scores = group["reference_scores"][:].tolist()
+        references.scores_by_row = {row: scores[begin:end] for row, (begin, end) in spans}
+    return references
+
+
 def from_dataset(split: DatasetSplit, merge_same_input: bool) -> References:
-    """The target of each row. Merged: rows of one input are one row, the first, and all their targets references."""
+    """What the file keeps to score with, else the target of each row. Merged: rows of one input are one row, the first, and all their targets references."""
     where = f"{split.path}, split {split.name}"
+    if split.references is not None:
+        if merge_same_input:
+            raise InputError(f"--merge-same-input: expected a dataset without references of its own, found {where}")
+        return split.references
     if not merge_same_input:
         by_row = {row: [target] for row, target in enumerate(split.targets)}
         return References(where, by_row, split.class_texts)

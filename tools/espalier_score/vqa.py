@@ -31,3 +31,9 @@ def vqa_accuracy(text: str, answers: Sequence[str]) -> float:
     agreeing = [normalise(answer) == own for answer in answers]
     others = [sum(agreeing) - agrees for agrees in agreeing]
     return sum(min(1.0, count / 3) for count in others) / len(others)
+
+
+def scored_accuracy(text: str, answers: Sequence[str], scores: Sequence[float]) -> float:
+    """The score of the answer that the text is, 0 if it is none of them."""
+    own = normalise(text)
+    return max((score for answer, score in zip(answers, scores, strict=True) if normalise(answer) == own), default=0.0)

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <fstream>
 
+#include "common/hdf5_file.h"
 #include "data/dataset.h"
 
 namespace espalier::data {
@@ -129,6 +130,30 @@ TEST_F(PreparedFile, OfQuestionsReadsBack) {
   EXPECT_TRUE(at::equal(batch.at("labels"), row({-100, -100, 3, -100, -100, -100, 4, 3}).view({2, 4})));
   EXPECT_TRUE(at::equal(batch.at("choice_offsets"), row({0, 2})));
   EXPECT_TRUE(at::equal(batch.at("answers"), row({1})));
+}
+
+TEST_F(PreparedFile, OfQuestionsAboutImagesReadsBack) {
+  {
+    auto features = Hdf5File::create(folder_ / "features.h5");
+    const std::vector<float> first = {1, 2, 3, 4, 5, 6}, second = {-1, -2, -3, -4, -5, -6}, boxes = {0, .25F, .5F, 1};
+    for (const auto& [name, values] : {std::pair("one/", &first), std::pair("two/", &second)}) {
+      features.write(name + std::string("features"), Hdf5Type::kFloat32, {1, 6}, values->data());
+      features.write(name + std::string("boxes"), Hdf5Type::kFloat32, {1, 4}, boxes.data());
+    }
+    features.flush_and_close();
+  }
+  const Dataset dataset =
+      prepare_file("t.json", R"([{"identifier": "a", "sent": "one", "label": 1, "img0": "one", "img1": "two"},
+                    {"identifier": "b", "sent": "two", "label": 0, "img0": "two", "img1": "two"}])",
+                   "--dataset nlvr2 --features " + (folder_ / "features.h5").string());
+  EXPECT_EQ(dataset.info().task, TaskKind::kSeq2Seq);
+  const NamedTensors batch = dataset.split("train").collate({1, 0}, 8, 1, 0);
+  EXPECT_TRUE(at::equal(batch.at("input_ids"), row({1, 0, 3, 1, 0, 2}).view({2, 3})));
+  EXPECT_EQ(batch.at("vis_feats").sizes(), at::IntArrayRef({2, 2, 6}));
+  EXPECT_TRUE(at::equal(batch.at("vis_feats").select(-1, 0), at::tensor({-1.F, -1.F, 1.F, -1.F}).view({2, 2})));
+  EXPECT_TRUE(at::equal(batch.at("vis_boxes")[0][0], at::tensor({0.F, .5F, .25F, 1.F})));
+  EXPECT_TRUE(at::equal(batch.at("img_order_ids"), row({0, 1, 0, 1}).view({2, 2})));
+  EXPECT_TRUE(at::equal(batch.at("obj_order_ids"), at::zeros({2, 2}, at::kLong)));
 }
 
 TEST_F(PreparedFile, OfImagesReadsBack) {

@@ -16,13 +16,15 @@ class FamilyLayouts : public testing::TestWithParam<std::tuple<const char*, cons
  protected:
   FamilyLayouts() {
     const auto& [family, method] = GetParam();
-    const bool has_encoder = family == std::string("t5") || family == std::string("bart");
+    const bool is_visual = family == std::string("clip_t5");
+    const bool has_encoder = is_visual || family == std::string("t5") || family == std::string("bart");
     // Cut in three, encoder, decoder and head of an encoder-decoder each have a place of its table.
     request_.model = write_tiny_model(
         {.family = family, .num_blocks = 3, .num_decoder_blocks = 2, .width = 16, .heads = 2, .ff = 24},
         folder_ / "model");
     const char* task = family == std::string("vit") ? "image_classification" : has_encoder ? "seq2seq" : "causal_lm";
-    request_.dataset = write_tiny_dataset({.task = task, .num_rows = 240, .longest = 12}, folder_ / "data.h5");
+    request_.dataset =
+        write_tiny_dataset({.task = task, .num_rows = 240, .longest = 12, .is_visual = is_visual}, folder_ / "data.h5");
     request_.peft.method = method;
     request_.peft.lora.rank = 4;
     request_.peft.adapter.rank = 4;
@@ -54,7 +56,7 @@ TEST_P(FamilyLayouts, GiveTheSameLossesAndWeightsBitForBit) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, FamilyLayouts,
-                         testing::Combine(testing::Values("t5", "bart", "opt", "gpt2", "llama", "vit"),
+                         testing::Combine(testing::Values("t5", "clip_t5", "bart", "opt", "gpt2", "llama", "vit"),
                                           testing::Values("full", "lora", "lst")),
                          [](const auto& tested) {
                            return std::string(std::get<0>(tested.param)) + "_" + std::get<1>(tested.param);
