@@ -7,10 +7,11 @@
 
 #include "common/check.h"
 #include "common/error.h"
-#include "peft/beside_method.h"
 #include "peft/adapter.h"
+#include "peft/beside_method.h"
 #include "peft/bitfit.h"
 #include "peft/full.h"
+#include "peft/last.h"
 #include "peft/lora.h"
 #include "peft/lst.h"
 #include "peft/meft.h"
@@ -33,10 +34,14 @@ const std::vector<Entry>& entries() {
   static const std::vector<Entry> all = {
       {"lst", "a narrow network beside the frozen backbone",
        [](const auto& config, auto& slice, const auto& weights, auto seed) -> std::unique_ptr<Method> {
-         return std::make_unique<BesideMethod>(slice,
-                                               std::make_unique<LstNetwork>(config.lst, slice, weights, seed));
+         return std::make_unique<BesideMethod>(slice, std::make_unique<LstNetwork>(config.lst, slice, weights, seed));
        },
        [](const auto& config, const auto& backbone) { return count_lst(config.lst, backbone); }},
+      {"last", "modules of low-rank attention beside the frozen backbone",
+       [](const auto& config, auto& slice, const auto& weights, auto seed) -> std::unique_ptr<Method> {
+         return std::make_unique<BesideMethod>(slice, std::make_unique<LastNetwork>(config.last, slice, weights, seed));
+       },
+       [](const auto& config, const auto& backbone) { return count_last(config.last, backbone); }},
       {"lora", "low-rank factors on linears of the backbone",
        [](const auto& config, auto& slice, const auto& weights, auto seed) -> std::unique_ptr<Method> {
          return std::make_unique<LoraMethod>(config.lora, slice, weights, seed);
@@ -98,6 +103,7 @@ void describe(OptionTable& table, MethodConfig& config) {
   }
   table.add("peft.method", config.method).choices(method_names()).help(help);
   describe(table, config.lst);
+  describe(table, config.last);
   describe(table, config.lora);
   describe(table, config.meft);
   describe(table, config.adapter);

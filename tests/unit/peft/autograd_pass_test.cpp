@@ -36,9 +36,9 @@ TEST(AutogradPass, ReachesEveryTrainedTensorThatIsNotInert) {
   const TinyModel tiny = make_tiny({});
   for (const MethodConfig& config : all_methods()) {
     Stages stages(tiny, config, 2);
-    // A fresh factor B is zero, and so would A's gradient be.
+    // A fresh up-projection is zero, and so would be the gradients of what stands before it.
     for (const TrainedTensor& tensor : stages.trained()) {
-      if (tensor.name.ends_with("lora_b")) {
+      if (tensor.value.dim() > 1 && tensor.value.eq(0).all().item<bool>()) {
         tensor.value.detach().fill_(0.1);
       }
     }
@@ -56,7 +56,8 @@ TEST(AutogradPass, ReachesEveryTrainedTensorThatIsNotInert) {
 TEST(AutogradPass, SendsBackOnlyWhatSomeoneBelowNeeds) {
   const TinyModel tiny = make_tiny({});
   const std::map<std::string, std::vector<std::string>> expected = {
-      {"lst", {"side.hidden"}}, {"lora", {"hidden"}}, {"full", {"hidden"}}, {"probe", {}}};
+      {"lst", {"side.hidden"}}, {"last", {"side.delta"}}, {"lora", {"hidden"}}, {"full", {"hidden"}}, {"probe", {}},
+      {"adapter", {"hidden"}},  {"bitfit", {"hidden"}}};
   for (const MethodConfig& config : all_methods()) {
     for (const auto& names : Stages(tiny, config, 3).step(make_batch(), training_context()).sent_back) {
       EXPECT_EQ(names, expected.at(config.method)) << config.method;

@@ -131,7 +131,7 @@ TEST(Methods, SayWhichWayTheirGradientGoes) {
   const TinyModel tiny = make_tiny({});
   for (const MethodConfig& config : all_methods()) {
     const Stages stages(tiny, config, 1);
-    const bool is_beside = config.method == "lst" || config.method == "probe";
+    const bool is_beside = config.method == "lst" || config.method == "last" || config.method == "probe";
     EXPECT_EQ(stages.methods.front()->route(), is_beside ? Route::kBeside : Route::kThrough) << config.method;
     EXPECT_EQ(stages.methods.front()->name(), config.method);
   }

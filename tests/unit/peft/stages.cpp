@@ -178,10 +178,11 @@ std::vector<MethodConfig> all_methods() {
   MethodConfig lst{.method = "lst", .lst = {.reduction = 4}};
   MethodConfig dropped = lst;
   dropped.lst.layers = {0, 2};
+  MethodConfig last{.method = "last", .last = {.rank = 4, .group_size = 2, .up_deviation = 0.3}};
   MethodConfig lora{.method = "lora", .lora = {.rank = 2, .dropout = 0.1}};
   MethodConfig houlsby{.method = "adapter", .adapter = {.rank = 4, .dropout = 0.1, .norms_trained = true}};
   MethodConfig parallel{.method = "adapter", .adapter = {.placement = "parallel", .rank = 4}};
-  return {lst, dropped, lora, houlsby, parallel, {.method = "bitfit"}, {.method = "full"}, {.method = "probe"}};
+  return {lst, dropped, last, lora, houlsby, parallel, {.method = "bitfit"}, {.method = "full"}, {.method = "probe"}};
 }
 
 }  // namespace espalier::peft

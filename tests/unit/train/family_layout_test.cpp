@@ -69,6 +69,12 @@ INSTANTIATE_TEST_SUITE_P(Baselines, FamilyLayouts,
                            return std::string(std::get<0>(tested.param)) + "_" + std::get<1>(tested.param);
                          });
 
+INSTANTIATE_TEST_SUITE_P(LowRankAttention, FamilyLayouts,
+                         testing::Combine(testing::Values("opt", "gpt2", "llama", "vit"), testing::Values("last")),
+                         [](const auto& tested) {
+                           return std::string(std::get<0>(tested.param)) + "_" + std::get<1>(tested.param);
+                         });
+
 TEST(LanguageModel, IsNotTrainedByAMethodThatFindsNothingToTrain) {
   const TemporaryFolder folder;
   RunRequest request;
