@@ -34,10 +34,11 @@ double largest(const at::Tensor& tensor) {
   return tensor.abs().max().item<double>();
 }
 
-class GradientParity : public testing::TestWithParam<const char*> {
+/// The first golden folder of a family.
+class GoldenGradients : public testing::TestWithParam<const char*> {
  protected:
-  GradientParity() {
-    const auto folder = std::filesystem::path(ESPALIER_SOURCE_DIR) / "tests/golden" / (GetParam() + std::string("_1"));
+  explicit GoldenGradients(const std::string& family) {
+    const auto folder = std::filesystem::path(ESPALIER_SOURCE_DIR) / "tests/golden" / (family + "_1");
     tiny_ = {model::read_backbone(folder, {}), model::open_model_folder(folder)};
     gradients_ = model::open_safetensors(folder / "gradients.safetensors");
     const auto golden = model::open_safetensors(folder / "golden.safetensors");
@@ -47,8 +48,8 @@ class GradientParity : public testing::TestWithParam<const char*> {
       if (golden->contains(name)) batch_[name] = golden->get(name);
     }
   }
-  [[nodiscard]] std::map<std::string, at::Tensor> found_on(int num_stages) const {
-    Stages stages(tiny_, {.method = "full"}, num_stages);
+  [[nodiscard]] std::map<std::string, at::Tensor> found_on(int num_stages, const std::string& method) const {
+    Stages stages(tiny_, {.method = method}, num_stages);
     return stages
         .step(batch_, /*context=*/{},
               [&](const at::Tensor& logits) {
@@ -64,6 +65,16 @@ class GradientParity : public testing::TestWithParam<const char*> {
   model::NamedTensors batch_;
 };
 
+class GradientParity : public GoldenGradients {
+ protected:
+  GradientParity() : GoldenGradients(GetParam()) {}
+};
+
+class VisualGradient : public GoldenGradients {
+ protected:
+  VisualGradient() : GoldenGradients("clip_t5") {}
+};
+
 TEST_P(GradientParity, HoldsForEveryWeightOnAnyNumberOfStages) {
   double largest_of_all = 0;
   for (const auto& name : gradients_->names()) {
@@ -71,7 +82,7 @@ TEST_P(GradientParity, HoldsForEveryWeightOnAnyNumberOfStages) {
   }
   for (int num_stages = 1; num_stages <= tiny_.backbone.num_blocks(); ++num_stages) {
     SCOPED_TRACE("stages: " + std::to_string(num_stages));
-    auto found = found_on(num_stages);
+    auto found = found_on(num_stages, "full");
     std::set<std::string> compared;
     model::visit_planned_weights(tiny_.backbone, [&](const model::LayerPlan& layer, const std::string& role,
                                                      const std::vector<std::int64_t>& /*shape*/) {
@@ -119,6 +130,29 @@ TEST_P(GradientParity, CountsEveryStoredWeightOnce) {
 INSTANTIATE_TEST_SUITE_P(Golden, GradientParity,
                          testing::Values("bert", "roberta", "t5", "clip_t5", "bart", "opt", "gpt2", "llama", "vit"),
                          [](const auto& family) { return std::string(family.param); });
+
+TEST_P(VisualGradient, IsTheOneOfFullFineTuningOnAnyNumberOfStages) {
+  // Fresh factors change nothing, so that the gradient of what trains beside them is the whole model's.
+  for (int num_stages = 1; num_stages <= 3; ++num_stages) {
+    SCOPED_TRACE("stages: " + std::to_string(num_stages));
+    auto found = found_on(num_stages, GetParam());
+    int num_visual = 0;
+    model::visit_planned_weights(tiny_.backbone, [&](const model::LayerPlan& layer, const std::string& role,
+                                                     const std::vector<std::int64_t>& /*shape*/) {
+      const auto name = layer.name + "." + role;
+      const auto stored = tiny_.backbone.family->stored_weight(layer, role);
+      ASSERT_EQ(found.contains(name), stored.is_task) << name;
+      if (!stored.is_task) return;
+      ++num_visual;
+      const auto expected = gradients_->get(stored.names.front());
+      EXPECT_LT(largest(found.at(name) - expected), kTolerance * largest(expected)) << name;
+    });
+    EXPECT_EQ(num_visual, 7);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Methods, VisualGradient, testing::Values("lora", "probe"),
+                         [](const auto& method) { return std::string(method.param); });
 
 TEST(Copies, OfATiedTableShareMemoryOnOneStageAndNeverALeaf) {
   const auto folder = std::filesystem::path(ESPALIER_SOURCE_DIR) / "tests/golden/t5_1";
