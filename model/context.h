@@ -29,6 +29,9 @@ enum class DropoutSite : std::uint32_t {
   kSideInput = 11,
   kSideOutput = 12,
   kFinal = 13,
+  kReversibleAdapter = 32,  // behind every kFactor + linear
+  kFeedForwardAdapter = 33,
+  kAttentionAdapter = 34,
 };
 
 /// Where dropout is drawn: a domain (backbone, side network, ...) and the canonical index of the layer in the whole

@@ -182,7 +182,22 @@ std::vector<MethodConfig> all_methods() {
   MethodConfig lora{.method = "lora", .lora = {.rank = 2, .dropout = 0.1}};
   MethodConfig houlsby{.method = "adapter", .adapter = {.rank = 4, .dropout = 0.1, .norms_trained = true}};
   MethodConfig parallel{.method = "adapter", .adapter = {.placement = "parallel", .rank = 4}};
-  return {lst, dropped, last, lora, houlsby, parallel, {.method = "bitfit"}, {.method = "full"}, {.method = "probe"}};
+  MethodConfig meft{.method = "meft", .meft = {.rank = 4}}, mirrored = meft, halved = meft;
+  mirrored.meft.variant = 2;
+  mirrored.meft.cached_top = 1;
+  halved.meft.variant = 3;
+  return {lst,
+          dropped,
+          last,
+          lora,
+          houlsby,
+          parallel,
+          meft,
+          mirrored,
+          halved,
+          {.method = "bitfit"},
+          {.method = "full"},
+          {.method = "probe"}};
 }
 
 }  // namespace espalier::peft

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0
+// B batch, T tokens, D width
+#include "peft/meft.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <spdlog/fmt/fmt.h>
+
+#include <nlohmann/json.hpp>
+
+#include "common/check.h"
+#include "common/error.h"
+#include "model/initial.h"
+#include "peft/trained_set.h"
+
+namespace espalier::peft {
+namespace {
+
+// Of the older of the two states in the sum merge, as released.
+constexpr double kOlderShare = 0.1;
+
+MeftSetting make_setting(const MeftConfig& config, const model::StageSlice& slice) {
+  // Streams never lie below fp32, whatever the blocks compute in.
+  const at::ScalarType real_type = at::promote_types(slice.options().compute_type, at::kFloat);
+  const bool is_exact = config.inversion == "exact";
+  return {.plan = plan_meft(config, slice.backbone()),
+          .arithmetic = is_exact ? make_fixed_point(config.fraction_bits, real_type) : make_floating_point(real_type),
+          .check = InversionCheck(is_exact ? 0 : config.error_limit)};
+}
+
+}  // namespace
+
+MeftMethod::MeftMethod(const MeftConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
+                       std::uint64_t seed)
+    : config_(config), slice_(slice), setting_(make_setting(config, slice)) {
+  check_cut(slice.range().first);
+  check_cut(slice.range().end);
+  const model::Backbone& backbone = slice.backbone();
+  const MeftPlan& plan = setting_.plan;
+  for (const auto& layer : slice.layers()) {
+    const int index = static_cast<int>(layer->plan().index);
+    if (plan.is_adapted(index)) {
+      blocks_.emplace(std::piecewise_construct, std::forward_as_tuple(index),
+                      std::forward_as_tuple(config_, plan, slice, *layer, seed, trained_));
+      continue;
+    }
+    const int first = static_cast<int>(trained_.size());
+    if (plan.has_streams_before(index) && plan.merges[static_cast<std::size_t>(index) - 1] == MeftMerge::kConcat) {
+      const std::string& block = backbone.layer(index - 1).name;
+      const std::string name = block.substr(0, block.rfind('.')) + ".merge.weight";
+      const auto start =
+          model::normal_by_name({backbone.width, 2 * backbone.width}, backbone.initializer_range, seed, name);
+      trained_.push_back(make_trained(name, start, slice.options().device));
+      merge_weights_.emplace(index, trained_.back().value);
+    }
+    train_task_weights(slice, *layer, weights, trained_);
+    joint_trained_[index] = {first, {trained_.begin() + first, trained_.end()}};
+  }
+}
+
+void MeftMethod::check_cut(int layer) const {
+  const MeftPlan& plan = setting_.plan;
+  const bool cuts_streams = layer > 0 && layer < slice_.backbone().num_layers() && plan.has_streams_before(layer) &&
+                            plan.role(layer - 1) == MeftRole::kReversible;
+  if (!cuts_streams || config_.inversion == "exact" || is_anchor(layer)) return;
+  // Every cut restarts the inversion from true streams, so the last digits would tell where it was.
+  throw ConfigError(fmt::format(
+      "peft.meft.inversion={}: expected {}, found a stage that begins with {}: an inexact inversion gives other "
+      "results "
+      "there. Take peft.meft.inversion=exact, or other stages",
+      config_.inversion,
+      config_.inversion == "float"
+          ? std::string("all blocks on one stage")
+          : fmt::format("stages that begin at a multiple of peft.meft.anchor_layers={} blocks", config_.anchor_layers),
+      slice_.backbone().layer(layer).name));
+}
+
+bool MeftMethod::is_anchor(int layer) const {
+  return config_.inversion == "anchored" && setting_.plan.is_adapted(layer) &&
+         setting_.plan.heights[static_cast<std::size_t>(layer)] % config_.anchor_layers == 0;
+}
+
+bool MeftMethod::is_reversible_here(int layer) const {
+  return slice_.range().contains(layer) && setting_.plan.role(layer) == MeftRole::kReversible;
+}
+
+MeftBlockStep::Neighbours MeftMethod::neighbours_of(int layer) const {
+  const auto hands_down = [this](int above) { return is_reversible_here(above) && !is_anchor(above); };
+  return {.keeps_output = !hands_down(layer + 1), .inverts_below = hands_down(layer) && is_reversible_here(layer - 1)};
+}
+
+const model::Layer& MeftMethod::layer(int index) const {
+  return *slice_.layers()[static_cast<std::size_t>(index - slice_.range().first)];
+}
+
+model::CarryPlan MeftMethod::plan_carry(int first_layer, const model::BatchShape& shape) const {
+  const MeftPlan& plan = setting_.plan;
+  model::CarryPlan entries, streams;
+  for (auto& entry : model::plan_chain_carry(slice_.backbone(), first_layer, shape, slice_.options().compute_type)) {
+    if (entry.name == "memory") {
+      entry.needs_gradient = plan.memory_trains;
+    } else if (entry.name == "hidden" && plan.has_streams_before(first_layer)) {
+      for (const char* name : {kFirstStream, kSecondStream}) {
+        streams.push_back(
+            {.name = name, .sizes = entry.sizes, .dtype = setting_.arithmetic->stream_type(), .needs_gradient = true});
+      }
+      continue;
+    } else if (entry.name == "hidden") {
+      entry.needs_gradient = plan.needs_gradient(first_layer);
+    }
+    entries.push_back(std::move(entry));
+  }
+  entries.insert(entries.end(), streams.begin(), streams.end());
+  return entries;
+}
+
+StageResult MeftMethod::forward(model::Carry incoming, const model::StageInputs& inputs,
+                                const model::ForwardContext& context, bool keeps_pass) {
+  const at::NoGradGuard no_grad;
+  const model::LayerRange range = slice_.range();
+  auto pass = keeps_pass ? std::make_unique<MeftPass>() : nullptr;
+  Climb climb{.around = {std::move(incoming), inputs, context}, .streams = {}, .pass = pass.get()};
+  climb.is_checked = keeps_pass && !is_started_;
+  is_started_ = is_started_ || keeps_pass;
+  model::Carry& carry = climb.around.carry;
+  if (setting_.plan.has_streams_before(range.first)) {
+    climb.streams = Streams{std::move(carry.at(kFirstStream)), std::move(carry.at(kSecondStream))};
+    carry.erase(kFirstStream);
+    carry.erase(kSecondStream);
+  }
+  for (int index = range.first; index < range.end;) {
+    if (setting_.plan.is_adapted(index)) {
+      run_block(index++, climb);
+    } else if (setting_.plan.role(index) == MeftRole::kJoint) {
+      index = run_joint(index, climb);
+    } else {
+      layer(index++).forward(carry, inputs, context);
+    }
+  }
+
+  StageResult result;
+  if (range.end == slice_.backbone().num_layers()) {
+    result.outgoing.emplace("logits", carry.at("logits"));
+    if (!keeps_pass) result.outgoing.emplace("hidden", carry.at("hidden"));
+  } else {
+    if (climb.streams) {
+      carry[kFirstStream] = climb.streams->first;
+      carry[kSecondStream] = climb.streams->second;
+    }
+    for (const auto& entry : plan_carry(range.end, {})) {
+      result.outgoing.emplace(entry.name, carry.at(entry.name));
+    }
+  }
+  if (pass && !pass->is_empty()) result.pass = std::move(pass);
+  return result;
+}
+
+void MeftMethod::run_block(int index, Climb& climb) {
+  const MeftBlock& block = blocks_.at(index);
+  if (!climb.streams) {
+    const at::Tensor start =
+        setting_.arithmetic->enter(climb.around.carry.extract("hidden").mapped(), block.place().name);
+    climb.streams = Streams{start, start};
+    if (climb.pass && setting_.plan.needs_gradient(index)) climb.pass->add(std::make_unique<MeftEntryStep>());
+  }
+  std::unique_ptr<MeftStep> step;
+  MeftBlockStep::forward(setting_, block, *climb.streams, climb.around, neighbours_of(index), climb.is_checked,
+                         climb.pass ? &step : nullptr);
+  if (climb.pass) climb.pass->add(std::move(step));
+}
+
+int MeftMethod::run_joint(int first, Climb& climb) {
+  int end = first + 1;
+  while (slice_.range().contains(end) && setting_.plan.role(end) == MeftRole::kJoint) ++end;
+
+  const at::AutoGradMode with_gradient(climb.pass != nullptr);
+  model::Carry& carry = climb.around.carry;
+  model::Carry leaves = enter_joint(first, end, climb);
+  TrainedRange trained{.first = joint_trained_.at(first).first, .tensors = {}};
+  for (int index = first; index < end; ++index) {
+    layer(index).forward(carry, climb.around.inputs, climb.around.context);
+    const auto& of_layer = joint_trained_.at(index).tensors;
+    trained.tensors.insert(trained.tensors.end(), of_layer.begin(), of_layer.end());
+  }
+  model::Carry outputs;
+  for (const char* name : {"hidden", "logits", "memory"}) {
+    const auto found = carry.find(name);
+    const bool is_read = name != std::string_view("hidden") || !carry.contains("logits");
+    if (found != carry.end() && is_read && found->second.requires_grad() && !found->second.is_leaf()) {
+      outputs.emplace(name, found->second);
+    }
+  }
+  for (auto& [name, value] : carry) value = value.detach();
+  if (climb.pass && !outputs.empty()) {
+    climb.pass->add(std::make_unique<MeftJointStep>(std::move(leaves), std::move(outputs), std::move(trained)));
+  }
+  return end;
+}
+
+model::Carry MeftMethod::enter_joint(int first, int end, Climb& climb) const {
+  const MeftPlan& plan = setting_.plan;
+  model::Carry& carry = climb.around.carry;
+  model::Carry leaves;
+  const auto make_leaf = [&](const char* name, const at::Tensor& value) {
+    at::Tensor leaf = value.detach();
+    if (climb.pass) leaves.emplace(name, leaf.requires_grad_());
+    return leaf;
+  };
+  if (climb.streams) {
+    const at::Tensor x1 = make_leaf(kFirstStream, setting_.arithmetic->read(climb.streams->first));
+    const at::Tensor x2 = make_leaf(kSecondStream, setting_.arithmetic->read(climb.streams->second));
+    climb.streams.reset();
+    carry["hidden"] = merge(first, x1, x2).to(slice_.options().compute_type);
+  } else if (first > 0 && plan.needs_gradient(first)) {
+    carry["hidden"] = make_leaf("hidden", carry.at("hidden"));
+  }
+  if (plan.memory_trains && carry.contains("memory")) {
+    for (int index = first; index < end; ++index) {
+      if (layer(index).plan().block) {
+        carry["memory"] = make_leaf("memory", carry.at("memory"));
+        break;
+      }
+    }
+  }
+  return leaves;
+}
+
+at::Tensor MeftMethod::merge(int first, const at::Tensor& x1, const at::Tensor& x2) const {
+  switch (setting_.plan.merges[static_cast<std::size_t>(first) - 1]) {
+    case MeftMerge::kMean:
+      return (x1 + x2) * 0.5;
+    case MeftMerge::kSum:
+      // After the switch of MEFT2 the newest state is the first stream.
+      return setting_.plan.variant == 2 ? x1 + kOlderShare * x2 : kOlderShare * x1 + x2;
+    case MeftMerge::kConcat:
+      break;
+  }
+  return at::linear(at::cat({x1, x2}, -1), merge_weights_.at(first).to(x1.scalar_type()));
+}
+
+std::vector<std::pair<std::string, std::string>> MeftMethod::describe_export() const {
+  const MeftPlan& plan = setting_.plan;
+  std::map<std::string, std::string> merges;
+  std::vector<std::string> adapted;
+  for (const model::LayerPlan& layer : slice_.backbone().chain) {
+    const int index = static_cast<int>(layer.index);
+    if (plan.is_adapted(index)) adapted.push_back(layer.name);
+    if (!plan.is_adapted(index) && plan.has_streams_before(index)) {
+      const std::string& block = slice_.backbone().layer(index - 1).name;
+      merges[block.substr(0, block.rfind('.'))] = merge_name(plan.merges[layer.index - 1]);
+    }
+  }
+  return {{"variant", nlohmann::json(plan.variant).dump()},
+          {"rank", nlohmann::json(config_.rank).dump()},
+          {"lambda", nlohmann::json(plan.lambda.value).dump()},
+          {"beta", nlohmann::json(plan.beta.value).dump()},
+          {"blocks", nlohmann::json(adapted).dump()},
+          {"merge", nlohmann::json(merges).dump()},
+          {"norm_in_adapter", nlohmann::json(config_.norm_in_adapter).dump()},
+          {"inversion", nlohmann::json(config_.inversion).dump()},
+          {"fraction_bits", nlohmann::json(config_.fraction_bits).dump()}};
+}
+
+}  // namespace espalier::peft

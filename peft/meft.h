@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// MEFT1, MEFT2, MEFT3 (Liao, Tan, Monz, "Make Pre-trained Model Reversible", NeurIPS 2023): two streams run through the
+// frozen backbone, y1 = lambda x1 + F(x2), y2 = beta x2 + G(y1), so that a block's inputs are computed back from its
+// outputs and nothing else is kept. Adapters inside F and G train. docs/methods/meft.md
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "peft/meft_pass.h"
+#include "peft/meft_plan.h"
+#include "peft/method.h"
+
+namespace espalier::peft {
+
+class MeftMethod final : public Method {
+ public:
+  /// Throws: ConfigError for options that do not fit the backbone, and for an inversion whose results would depend on
+  /// where the stages are cut.
+  MeftMethod(const MeftConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
+             std::uint64_t seed);
+  [[nodiscard]] std::string_view name() const override { return "meft"; }
+  [[nodiscard]] Route route() const override { return Route::kReversible; }
+  /// Between blocks "stream_1" and "stream_2" in place of "hidden": int32, or the real type where the inversion is not
+  /// exact.
+  [[nodiscard]] model::CarryPlan plan_carry(int first_layer, const model::BatchShape& shape) const override;
+  [[nodiscard]] const std::vector<TrainedTensor>& trained() const override { return trained_; }
+  [[nodiscard]] StageResult forward(model::Carry incoming, const model::StageInputs& inputs,
+                                    const model::ForwardContext& context, bool keeps_pass) override;
+  [[nodiscard]] std::vector<std::pair<std::string, std::string>> describe_export() const override;
+  /// Largest relative error of the inverted streams, once the first backward has measured it.
+  [[nodiscard]] std::optional<double> inversion_error() const { return setting_.check.error(); }
+
+ private:
+  /// What travels up through the layers of a stage.
+  struct Climb {
+    MeftBlock::Surroundings around;  ///< its carry: "hidden" where there are no streams, "memory", "position_bias"
+    std::optional<Streams> streams;
+    MeftPass* pass = nullptr;  ///< null: nothing is kept
+    bool is_checked = false;
+  };
+  void check_cut(int layer) const;
+  [[nodiscard]] bool is_anchor(int layer) const;
+  [[nodiscard]] bool is_reversible_here(int layer) const;
+  [[nodiscard]] MeftBlockStep::Neighbours neighbours_of(int layer) const;
+  [[nodiscard]] const model::Layer& layer(int index) const;
+
+  void run_block(int index, Climb& climb);
+  /// Runs the joint layers from `first` on and returns the first that is none.
+  int run_joint(int first, Climb& climb);
+  /// Leaves of what the joint layers read; sets "hidden".
+  model::Carry enter_joint(int first, int end, Climb& climb) const;
+  [[nodiscard]] at::Tensor merge(int first, const at::Tensor& x1, const at::Tensor& x2) const;
+
+  MeftConfig config_;
+  model::StageSlice& slice_;
+  MeftSetting setting_;
+  bool is_started_ = false;
+  std::map<int, MeftBlock> blocks_;          ///< by index in the chain
+  std::map<int, at::Tensor> merge_weights_;  ///< [D, 2D] of the concat merge, by the layer that reads it
+  std::map<int, TrainedRange> joint_trained_;
+  std::vector<TrainedTensor> trained_;
+};
+
+}  // namespace espalier::peft

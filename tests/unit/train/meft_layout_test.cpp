@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// Promise 1 for the reversible route: streams, remainders and the memory's gradient do not tell where a chain was cut.
+#include <gtest/gtest.h>
+
+#include "common/error.h"
+#include "temporary_folder.h"
+#include "tiny_dataset.h"
+#include "tiny_model.h"
+#include "training_run.h"
+
+namespace espalier::test {
+namespace {
+
+using Case = std::tuple<const char*, int>;  // family, variant
+
+class MeftLayouts : public testing::TestWithParam<Case> {
+ protected:
+  MeftLayouts() {
+    const std::string family = std::get<0>(GetParam());
+    const bool is_pooled = family == "bert";
+    const bool has_encoder = family == "t5" || family == "bart";
+    request_.model = write_tiny_model({.family = family,
+                                       .num_blocks = has_encoder ? 2 : 4,
+                                       .num_decoder_blocks = 2,
+                                       .width = 16,
+                                       .heads = 2,
+                                       .ff = 24},
+                                      folder_ / "model");
+    const char* task = is_pooled         ? "classification"
+                       : family == "vit" ? "image_classification"
+                       : has_encoder     ? "seq2seq"
+                                         : "causal_lm";
+    request_.dataset = write_tiny_dataset({.task = task, .num_rows = 240, .longest = 12}, folder_ / "data.h5");
+    request_.peft.method = "meft";
+    request_.peft.meft.variant = std::get<1>(GetParam());
+    request_.peft.meft.rank = 4;
+  }
+  RunOutcome run(const std::string& name, Layout layout) {
+    auto request = request_;
+    request.folder = folder_ / name;
+    return run_training(request, layout);
+  }
+
+  TemporaryFolder folder_;
+  RunRequest request_;
+};
+
+TEST_P(MeftLayouts, GiveTheSameLossesAndWeightsBitForBit) {
+  const auto expected = run("1x1", {1, 1});
+  ASSERT_EQ(expected.losses.size(), 20);
+  EXPECT_NE(expected.losses.back(), expected.losses.front());
+  for (const Layout layout : {Layout{2, 1}, {1, 2}, {2, 2}, {3, 1}}) {
+    const std::string name = std::to_string(layout.stages) + "x" + std::to_string(layout.replicas);
+    expect_same_bits(run(name, layout), expected, name);
+  }
+  request_.stop_at_step = 10;
+  ASSERT_EQ(run("resumed", {2, 1}).losses.size(), 10);
+  request_.stop_at_step = 0;
+  expect_same_bits(run("resumed", {3, 1}), expected, "10 steps on 2x1, 10 on 3x1");
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, MeftLayouts,
+                         testing::Values(Case{"bert", 1}, Case{"bert", 2}, Case{"bert", 3}, Case{"t5", 1},
+                                         Case{"bart", 2}, Case{"opt", 1}, Case{"gpt2", 2}, Case{"llama", 3},
+                                         Case{"vit", 1}),
+                         [](const auto& tested) {
+                           return std::string(std::get<0>(tested.param)) + "_meft" +
+                                  std::to_string(std::get<1>(tested.param));
+                         });
+
+TEST(MeftCuts, OfARunWithFrozenAndCachedBlocksAreAlike) {
+  const TemporaryFolder folder;
+  RunRequest request;
+  request.model = write_tiny_model({.num_blocks = 4}, folder / "model");
+  request.dataset = write_tiny_dataset({}, folder / "data.h5");
+  request.peft.method = "meft";
+  request.peft.meft.rank = 4;
+  request.peft.meft.frozen_bottom = 1;
+  request.peft.meft.cached_top = 1;
+  request.peft.meft.merge = "concat";
+  request.folder = folder / "1x1";
+  const auto expected = run_training(request, {1, 1});
+  for (const int stages : {2, 3, 4}) {
+    request.folder = folder / std::to_string(stages);
+    expect_same_bits(run_training(request, {stages, 1}), expected, std::to_string(stages) + " stages");
+  }
+}
+
+TEST(MeftCuts, OfAnAnchoredInversionAreAlikeWhereStagesBeginAtAnchors) {
+  const TemporaryFolder folder;
+  RunRequest request;
+  request.model = write_tiny_model({.num_blocks = 4}, folder / "model");
+  request.dataset = write_tiny_dataset({}, folder / "data.h5");
+  request.peft.method = "meft";
+  request.peft.meft.rank = 4;
+  request.peft.meft.inversion = "anchored";
+  request.peft.meft.anchor_layers = 2;
+  request.folder = folder / "1x1";
+  const auto expected = run_training(request, {1, 1});
+  request.folder = folder / "2x1";
+  expect_same_bits(run_training(request, {2, 1}), expected, "2x1");
+  request.folder = folder / "4x1";
+  EXPECT_THROW(run_training(request, {4, 1}), ConfigError);
+}
+
+}  // namespace
+}  // namespace espalier::test
