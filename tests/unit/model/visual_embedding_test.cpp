@@ -4,6 +4,7 @@
 #include "model/visual_embedding.h"
 
 #include <ATen/ATen.h>
+#include <c10/util/accumulate.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -123,6 +124,16 @@ TEST_F(VisualEmbeddingTest, IsWhatEveryMethodTrainsAndTheTextIsNot) {
                            visual + "feat_embedding.1.weight", visual + "absolute_vis_pos_embedding.0.weight",
                            visual + "absolute_vis_pos_embedding.0.bias", visual + "absolute_vis_pos_embedding.1.weight",
                            visual + "img_order_embedding.weight"));
+}
+
+TEST_F(VisualEmbeddingTest, HasThePublishedNumberOfTrainedScalars) {
+  backbone_with("d_model", 768);
+  const auto backbone = backbone_with("feat_dim", 2048);
+  std::int64_t count = 0;
+  visit_stored_tensors(backbone, [&](const LayerPlan& /*layer*/, const StoredWeight& stored, const auto& shape) {
+    if (stored.is_task) count += c10::multiply_integers(shape);
+  });
+  EXPECT_EQ(count, 1'581'312);  // VL-Adapter and LST with t5-base
 }
 
 TEST_F(VisualEmbeddingTest, GivesTextAndImagesApartAsItGivesThemTogether) {
