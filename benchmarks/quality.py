@@ -19,7 +19,7 @@ def run(method: str, seed: int, arguments: argparse.Namespace) -> dict:
     """Summary of one run on one rank; trains it if it has not ended yet."""
     folder = arguments.folder / f"{method}_{seed}"
     summary = folder / "summary.json"
-    if not summary.exists():
+    if not summary.exists() or json.loads(summary.read_text())["is_stopped"]:
         command = [str(arguments.espalier), "train", "--config", f"configs/minilm_{method}_reviews.ini", f"--run.folder={folder}",
                    f"--train.seed={seed}", "--parallel.stages=1", f"--parallel.threads={arguments.threads}", *arguments.option]
         subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)

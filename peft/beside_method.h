@@ -21,6 +21,7 @@ class BesideMethod final : public Method {
   /// The backbone's entries as far as it is run, and the side network's, called "side." and their name there.
   [[nodiscard]] model::CarryPlan plan_carry(int first_layer, const model::BatchShape& shape) const override;
   [[nodiscard]] const std::vector<TrainedTensor>& trained() const override { return network_->trained(); }
+  [[nodiscard]] ImportanceStart* importance_start() override { return network_->importance_start(); }
   [[nodiscard]] StageResult forward(model::Carry incoming, const model::StageInputs& inputs,
                                     const model::ForwardContext& context, bool keeps_pass) override;
   [[nodiscard]] std::vector<std::pair<std::string, std::string>> describe_export() const override {

@@ -43,18 +43,15 @@ const model::LayerPlan& table_owner(const model::Backbone& backbone, const model
 
 LstNetwork::LstNetwork(const LstConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
                        std::uint64_t seed)
-    : config_(config), plan_(plan_lst(config, slice.backbone())), slice_(slice) {
+    : config_(config), plan_(plan_lst(config, slice.backbone())), slice_(slice), weights_(weights) {
   const model::Backbone& backbone = slice_.backbone();
-  const auto read = [&](const model::LayerPlan& layer, const std::string& role) {
-    return stored_weight(backbone, layer, role, weights);
-  };
   std::map<std::uint64_t, PrunedLayer> pruned;
   if (config_.side_initial == "magnitude") {
     // Every stage walks the whole stored backbone, so no stage waits for another and the layout changes nothing.
-    pruned = prune_layers(backbone, {config_.reduction, config_.prune_by_head}, read, read, [&](const auto& layer) {
-      const bool is_wanted = plan_.is_kept[layer.index] || layer.kind == model::LayerKind::kFinal;
-      return is_wanted && slice_.range().contains(static_cast<int>(layer.index));
-    });
+    std::vector<std::int64_t> kept;
+    pruned = prune(
+        {0, backbone.num_layers()},
+        [&](const auto& layer, const auto& role) { return stored_weight(backbone, layer, role, weights_); }, kept);
   }
   for (const auto& layer : slice_.layers()) {
     const model::LayerPlan& place = layer->plan();
@@ -77,7 +74,7 @@ LstNetwork::LstNetwork(const LstConfig& config, model::StageSlice& slice, const 
         beside.layer = std::make_unique<model::BlockLayer>(side_place, RandomDomain::kSide);
         if (side_place.block->relative_bias) {
           const std::string table = "attention.relative_bias.weight";
-          pruned[place.index][table] = read(table_owner(backbone, place), table);
+          pruned[place.index][table] = stored_weight(backbone, table_owner(backbone, place), table, weights_);
         }
         add_layer(name + ".block", *beside.layer, pruned[place.index], seed);
       }
@@ -95,6 +92,39 @@ LstNetwork::LstNetwork(const LstConfig& config, model::StageSlice& slice, const 
     }
     side_layers_.push_back(std::move(beside));
   }
+}
+
+std::map<std::uint64_t, PrunedLayer> LstNetwork::prune(model::LayerRange range, const WeightReader& importance,
+                                                       std::vector<std::int64_t>& kept) const {
+  const auto read = [&](const model::LayerPlan& layer, const std::string& role) {
+    return stored_weight(slice_.backbone(), layer, role, weights_);
+  };
+  const auto stands_here = [&](const model::LayerPlan& layer) {
+    const bool is_wanted = plan_.is_kept[layer.index] || layer.kind == model::LayerKind::kFinal;
+    return is_wanted && slice_.range().contains(static_cast<int>(layer.index));
+  };
+  return prune_layers(slice_.backbone(), range, {config_.reduction, config_.prune_by_head}, read, importance,
+                      stands_here, kept);
+}
+
+at::Tensor LstNetwork::start(const WeightReader& importance, const at::Tensor& below) {
+  std::vector<std::int64_t> kept;
+  if (below.defined()) {
+    kept.assign(below.const_data_ptr<std::int64_t>(), below.const_data_ptr<std::int64_t>() + below.numel());
+  }
+  const auto pruned = prune(slice_.range(), importance, kept);
+  for (std::size_t place = 0; place < side_layers_.size(); ++place) {
+    const auto found = pruned.find(slice_.layers()[place]->plan().index);
+    if (found != pruned.end()) {
+      side_layers_[place].layer->visit_weights(
+          [&](const std::string& role, at::Tensor& slot, const std::vector<std::int64_t>& /*shape*/) {
+            if (const auto value = found->second.find(role); value != found->second.end()) {
+              slot.detach().copy_(value->second);
+            }
+          });
+    }
+  }
+  return at::tensor(kept, at::kLong);
 }
 
 at::Tensor LstNetwork::add(const std::string& name, const at::Tensor& value) {

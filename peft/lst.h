@@ -4,6 +4,7 @@
 // gradients. docs/methods/lst.md has the equations.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,13 +16,16 @@
 namespace espalier::peft {
 
 // B batch, T tokens, D backbone width, S side width
-class LstNetwork final : public SideNetwork {
+class LstNetwork final : public SideNetwork, private ImportanceStart {
  public:
   LstNetwork(const LstConfig& config, model::StageSlice& slice, const model::WeightSource& weights, std::uint64_t seed);
 
   [[nodiscard]] std::string_view name() const override { return "lst"; }
   [[nodiscard]] std::vector<std::pair<std::string, std::string>> describe_export() const override;
   [[nodiscard]] const std::vector<TrainedTensor>& trained() const override { return trained_; }
+  [[nodiscard]] ImportanceStart* importance_start() override {
+    return config_.side_initial == "fisher" ? this : nullptr;
+  }
   /// "hidden" [B, T, S], in a decoder "memory" [B, T, S], and "position_bias" of its own tables.
   [[nodiscard]] model::CarryPlan plan_carry(int first_layer, const model::BatchShape& shape) const override;
   [[nodiscard]] int last_tap_layer() const override { return plan_.last_tap_layer; }
@@ -41,6 +45,13 @@ class LstNetwork final : public SideNetwork {
     std::unique_ptr<model::Layer> layer;  ///< a kept block, or the norm that ends a stack
   };
 
+  [[nodiscard]] std::int64_t num_rows() const override { return config_.fisher_rows; }
+  [[nodiscard]] std::int64_t num_handed_on() const override { return plan_.side_width(); }
+  at::Tensor start(const WeightReader& importance, const at::Tensor& below) override;
+
+  /// Side layers of this slice, pruned to what matters.
+  [[nodiscard]] std::map<std::uint64_t, PrunedLayer> prune(model::LayerRange range, const WeightReader& importance,
+                                                           std::vector<std::int64_t>& kept) const;
   at::Tensor add(const std::string& name, const at::Tensor& value);
   at::Tensor add_gate(const std::string& name, bool is_inert);
   model::Linear add_linear(const std::string& name, std::int64_t in_features, std::int64_t out_features, bool has_bias,
@@ -58,6 +69,7 @@ class LstNetwork final : public SideNetwork {
   LstConfig config_;
   LstPlan plan_;
   model::StageSlice& slice_;
+  const model::WeightSource& weights_;
   model::Linear up_;
   at::Tensor merge_gate_;               // [1]
   std::vector<SideLayer> side_layers_;  // one for each layer of the slice

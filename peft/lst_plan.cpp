@@ -105,11 +105,17 @@ void describe(OptionTable& table, LstConfig& config) {
       .choices({"before", "after"})
       .help("Where a ladder joins the side state: before the side block or after it.");
   table.add("peft.lst.side_initial", config.side_initial)
-      .choices({"magnitude", "random"})
+      .choices({"fisher", "magnitude", "random"})
       .help(
-          "Where side blocks start. magnitude: the backbone's blocks pruned to their largest weights. random: normal "
-          "numbers of the "
-          "backbone's initial deviation.");
+          "Where side blocks start. fisher: the backbone's blocks pruned to the weights that matter most for the "
+          "training data, measured before the first step. magnitude: pruned to the largest weights. random: normal "
+          "numbers of the backbone's initial deviation.");
+  table.add("peft.lst.fisher_rows", config.fisher_rows)
+      .at_least(1)
+      .unit("rows")
+      .help(
+          "Training rows from which side_initial = fisher measures; each costs a forward and a backward of the "
+          "whole backbone.");
   table.add("peft.lst.prune_by_head", config.prune_by_head)
       .help("Pruning keeps as many rows of every attention head, in place of the largest over all heads at once.");
   table.add("peft.lst.ladder_bias", config.ladder_bias).help("Ladders (down-projections) have a bias.");

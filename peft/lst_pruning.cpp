@@ -23,8 +23,8 @@ at::Tensor select(const at::Tensor& weight, int dim, const Indices& kept) {
 /// Walks one layer after the other from the columns kept by the sublayer before.
 class Walk {
  public:
-  Walk(const Pruning& pruning, const WeightReader& read, const WeightReader& importance)
-      : pruning_(pruning), read_(read), importance_(importance) {}
+  Walk(const Pruning& pruning, const WeightReader& read, const WeightReader& importance, Indices& kept)
+      : pruning_(pruning), read_(read), importance_(importance), kept_(kept) {}
 
   /// The first kept set: dimensions of the first embedding.
   void embedding(const model::LayerPlan& layer) {
@@ -135,7 +135,7 @@ class Walk {
   const WeightReader& importance_;
   const model::LayerPlan* layer_ = nullptr;
   std::set<std::string> roles_;
-  Indices kept_;
+  Indices& kept_;
   PrunedLayer pruned_;
 };
 
@@ -153,19 +153,24 @@ std::vector<std::int64_t> keep_largest(const at::Tensor& scores, std::int64_t co
   return kept;
 }
 
-std::map<std::uint64_t, PrunedLayer> prune_layers(const model::Backbone& backbone, const Pruning& pruning,
-                                                  const WeightReader& read, const WeightReader& importance,
-                                                  const std::function<bool(const model::LayerPlan&)>& is_wanted) {
+std::map<std::uint64_t, PrunedLayer> prune_layers(const model::Backbone& backbone, model::LayerRange range,
+                                                  const Pruning& pruning, const WeightReader& read,
+                                                  const WeightReader& importance,
+                                                  const std::function<bool(const model::LayerPlan&)>& is_wanted,
+                                                  std::vector<std::int64_t>& kept) {
   std::map<std::uint64_t, PrunedLayer> pruned;
-  Walk walk(pruning, read, importance);
-  walk.embedding(backbone.chain.front());  // a decoder goes on from what the encoder kept
-  for (const model::LayerPlan& layer : backbone.chain) {
+  Walk walk(pruning, read, importance, kept);
+  for (int index = range.first; index < range.end; ++index) {
+    const model::LayerPlan& layer = backbone.layer(index);
+    if (index == 0) {
+      walk.embedding(layer);  // a decoder goes on from what the encoder kept
+    }
     if (layer.kind != model::LayerKind::kBlock && layer.kind != model::LayerKind::kFinal) {
       continue;
     }
-    PrunedLayer kept = layer.block ? walk.block(layer) : walk.final(layer);
+    PrunedLayer rest = layer.block ? walk.block(layer) : walk.final(layer);
     if (is_wanted(layer)) {
-      pruned.emplace(layer.index, std::move(kept));
+      pruned.emplace(layer.index, std::move(rest));
     }
   }
   return pruned;

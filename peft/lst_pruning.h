@@ -11,16 +11,13 @@
 #include <string>
 #include <vector>
 
-#include "model/backbone.h"
+#include "peft/method.h"
 
 namespace espalier::peft {
 
 /// The `count` indices of largest score, ascending; of equal scores the smaller index is kept. scores [n], any float
 /// type.
 std::vector<std::int64_t> keep_largest(const at::Tensor& scores, std::int64_t count);
-
-/// A weight of the backbone, in any float type. Called for blocks that no slice of this process holds, too.
-using WeightReader = std::function<at::Tensor(const model::LayerPlan& layer, const std::string& role)>;
 
 /// Role of a layer -> pruned fp32 tensor.
 using PrunedLayer = std::map<std::string, at::Tensor>;
@@ -30,11 +27,15 @@ struct Pruning {
   bool by_head = false;        ///< as many rows of every attention head, in place of the largest over all
 };
 
-/// The side blocks and final norms, by chain index, of the layers for which `is_wanted`; every layer is walked, since
-/// each sublayer's kept rows are the next one's columns. `importance` scores what `read` gives (the weight itself, or
-/// its Fisher information). Tables of relative positions are not among the roles: heads are not pruned.
-std::map<std::uint64_t, PrunedLayer> prune_layers(const model::Backbone& backbone, const Pruning& pruning,
-                                                  const WeightReader& read, const WeightReader& importance,
-                                                  const std::function<bool(const model::LayerPlan&)>& is_wanted);
+/// The side blocks and final norms, by chain index, of the layers of `range` for which `is_wanted`; every layer is
+/// walked, since each sublayer's kept rows are the next one's columns: `kept` holds those of the layer below the range,
+/// and afterwards those of its last. The first layer of the chain starts from its own. `importance` scores what `read`
+/// gives (the weight itself, or its Fisher information). Tables of relative positions are not among the roles: heads
+/// are not pruned.
+std::map<std::uint64_t, PrunedLayer> prune_layers(const model::Backbone& backbone, model::LayerRange range,
+                                                  const Pruning& pruning, const WeightReader& read,
+                                                  const WeightReader& importance,
+                                                  const std::function<bool(const model::LayerPlan&)>& is_wanted,
+                                                  std::vector<std::int64_t>& kept);
 
 }  // namespace espalier::peft

@@ -65,12 +65,29 @@ class Resampling {
   /// Number of the event before optimizer step `step` (0-based, the next to run), if there is one: 0 before the first.
   [[nodiscard]] virtual std::optional<std::int64_t> event_before(std::int64_t step,
                                                                  std::int64_t steps_per_epoch) const = 0;
-  /// Weights of this slice that are drawn anew.
+  /// Weights of this slice that are drawn anew; maybe none.
   [[nodiscard]] virtual int num_weights() const = 0;
   /// The tensors that an event changes, in place; an event keeps their identity.
   [[nodiscard]] virtual WeightParts parts(int weight) = 0;
   /// The event for one weight: a pure function of its parts, the seed, `event` and its canonical name.
   virtual void resample(int weight, std::int64_t event) = 0;
+};
+
+/// A weight of the backbone by layer and role, or what is known of it, in any float type.
+using WeightReader = std::function<at::Tensor(const model::LayerPlan& layer, const std::string& role)>;
+
+/// A start that depends on how much each weight of the backbone matters for the data (LST's pruning by Fisher
+/// information): done once, before the first step of a new run.
+class ImportanceStart {
+ public:
+  virtual ~ImportanceStart() = default;
+  /// Training rows that decide.
+  [[nodiscard]] virtual std::int64_t num_rows() const = 0;
+  /// Elements of what one stage hands on to the next.
+  [[nodiscard]] virtual std::int64_t num_handed_on() const = 0;
+  /// Fills this slice's trained tensors. Stages do it in order: `below` is what the stage below returned, undefined on
+  /// the first; int64 on the host. `importance` knows the layers of this slice.
+  virtual at::Tensor start(const WeightReader& importance, const at::Tensor& below) = 0;
 };
 
 class Method {
@@ -94,6 +111,8 @@ class Method {
   /// Tensors that do not train and are no longer what the folder stores, under canonical names (the rest of a weight
   /// that ROSA split): a checkpoint holds them beside the trained ones.
   [[nodiscard]] virtual std::map<std::string, at::Tensor> kept_tensors() const { return {}; }
+  /// Null for a method that starts without looking at the data.
+  [[nodiscard]] virtual ImportanceStart* importance_start() { return nullptr; }
   /// Null for a method that changes nothing between steps.
   [[nodiscard]] virtual Resampling* resampling() { return nullptr; }
 

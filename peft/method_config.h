@@ -17,7 +17,7 @@ struct LstConfig {
   double gate_temperature = 0.1;
   std::string fuse = "before";             ///< before | after the side block
   std::string side_initial = "magnitude";  ///< fisher | magnitude | random
-  std::int64_t fisher_samples = 1024;
+  std::int64_t fisher_rows = 1024;
   bool prune_by_head = false;
   bool ladder_bias = true;
   bool merge_last = false;

@@ -29,6 +29,9 @@ class SideNetwork {
   /// Of this slice, in chain order; the task head's are the last.
   [[nodiscard]] virtual const std::vector<TrainedTensor>& trained() const = 0;
 
+  /// Null for a network that starts without looking at the data.
+  [[nodiscard]] virtual ImportanceStart* importance_start() { return nullptr; }
+
   /// Its own entries that enter the stage beginning with `first_layer`. Pure.
   [[nodiscard]] virtual model::CarryPlan plan_carry(int first_layer, const model::BatchShape& shape) const = 0;
   /// Chain index of the last layer whose output it reads: the backbone is not run above it. Embeddings always are.

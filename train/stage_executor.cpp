@@ -68,7 +68,7 @@ peft::StageResult StageExecutor::run_forward(const MicroBatch& micro_batch, cons
 
 std::vector<double> StageExecutor::train_step(dist::ScheduleKind kind, const std::vector<MicroBatch>& micro_batches,
                                               const RandomKey& key, const LossFunction& loss,
-                                              const std::function<void(int, int, at::Tensor)>& sink) {
+                                              const std::function<void(int, int, at::Tensor)>& sink, bool is_training) {
   const auto& place = mesh_.place;
   std::vector<double> losses;
   std::map<int, InFlight> in_flight;
@@ -77,7 +77,7 @@ std::vector<double> StageExecutor::train_step(dist::ScheduleKind kind, const std
   for (const auto& action : plan) {
     const auto& micro_batch = micro_batches[static_cast<std::size_t>(action.micro_batch)];
     if (action.kind == dist::ActionKind::kForward) {
-      model::ForwardContext context{/*is_training=*/true, key};
+      model::ForwardContext context{is_training, key};
       context.key.micro_batch = static_cast<std::uint64_t>(micro_batch.index);
       auto result = run_forward(micro_batch, context, /*keeps_pass=*/true);
       InFlight kept{std::move(result.pass), {}};

@@ -39,10 +39,12 @@ class StageExecutor {
 
   /// Forward and backward of this replica's micro-batches in the order of `kind`. Returns the losses in that order
   /// (last stage; else empty). `sink(micro_batch, index, gradient)` gets each trained tensor's gradient of each
-  /// micro-batch. Collective: the stages of this replica, with the same micro-batches.
+  /// micro-batch. Without `is_training` no dropout is drawn. Collective: the stages of this replica, with the same
+  /// micro-batches.
   std::vector<double> train_step(dist::ScheduleKind kind, const std::vector<MicroBatch>& micro_batches,
                                  const RandomKey& key, const LossFunction& loss,
-                                 const std::function<void(int micro_batch, int index, at::Tensor gradient)>& sink);
+                                 const std::function<void(int micro_batch, int index, at::Tensor gradient)>& sink,
+                                 bool is_training = true);
 
   /// Forward only, without dropout, of `count` micro-batches that `make` gives one by one.
   /// Collective: the stages of this replica, with the same micro-batches.

@@ -16,6 +16,7 @@
 #include "dist/agree.h"
 #include "train/device.h"
 #include "train/evaluation.h"
+#include "train/importance.h"
 #include "train/task.h"
 
 namespace espalier::train {
@@ -323,6 +324,9 @@ TrainSummary Trainer::run() {
   if (is_writer()) {
     // Only now: a run that refuses to resume leaves its folder as it was.
     write_file_durably(folder_.config_file(), config_.config_text);
+  }
+  if (start_step_ == 0) {
+    start_by_importance(worker_, dataset_, sampler_, config_.data, config_.gradient_sync);
   }
   record_memory();
   const auto steps = num_steps();

@@ -54,6 +54,8 @@ class Worker {
   [[nodiscard]] peft::Method& method() { return *method_; }
   [[nodiscard]] StageExecutor& executor() { return *executor_; }
   [[nodiscard]] const model::Backbone& backbone() const { return backbone_; }
+  /// Of the whole model.
+  [[nodiscard]] const model::WeightSource& weights() const { return *weights_; }
   /// Of the whole folder's weights; rank 0 has read them, every rank knows it.
   [[nodiscard]] const std::string& model_digest() const { return model_digest_; }
   [[nodiscard]] at::Device device() const { return slice_->options().device; }

@@ -19,6 +19,8 @@ TEST(KeepLargest, KeepsAscendingIndicesAndBreaksTiesByIndex) {
   EXPECT_EQ(keep_largest(at::tensor({2.0, 1.0}), 0), (Indices{}));
 }
 
+const auto every_layer = [](const model::LayerPlan& /*layer*/) { return true; };
+
 /// Rows (or columns) whose size decides which are kept: `sizes` along `dim`, ones along the other.
 at::Tensor graded(const std::vector<double>& sizes, int dim) {
   const at::Tensor values = at::tensor(sizes, at::kFloat);
@@ -56,7 +58,8 @@ class HandMadeWalk : public ::testing::Test {
     const auto read = [this](const model::LayerPlan& layer, const std::string& role) {
       return get(static_cast<int>(layer.index), role);
     };
-    return prune_layers(backbone_, {.reduction = 2}, read, read, [](const model::LayerPlan&) { return true; });
+    Indices kept;
+    return prune_layers(backbone_, {0, backbone_.num_layers()}, {.reduction = 2}, read, read, every_layer, kept);
   }
 
   void expect_kept(const PrunedLayer& block, int layer, const std::string& linear, const Indices& rows,
@@ -115,14 +118,36 @@ TEST(PruneLayers, WalksDroppedBlocksToo) {
   const auto read = [&](const model::LayerPlan& layer, const std::string& role) {
     return tiny.weights->get(tiny.backbone.family->stored_weight(layer, role).names.front());
   };
-  const auto all =
-      prune_layers(tiny.backbone, {.reduction = 4}, read, read, [](const model::LayerPlan&) { return true; });
-  const auto last = prune_layers(tiny.backbone, {.reduction = 4}, read, read,
-                                 [](const model::LayerPlan& layer) { return layer.index == 4; });
+  Indices kept, kept_of_last;
+  const model::LayerRange range{0, tiny.backbone.num_layers()};
+  const auto all = prune_layers(tiny.backbone, range, {.reduction = 4}, read, read, every_layer, kept);
+  const auto last = prune_layers(
+      tiny.backbone, range, {.reduction = 4}, read, read, [](const auto& layer) { return layer.index == 4; },
+      kept_of_last);
   ASSERT_EQ(all.size(), 4U);
   ASSERT_EQ(last.size(), 1U);
   for (const auto& [role, value] : all.at(4)) {
     EXPECT_TRUE(at::equal(last.at(4).at(role), value)) << role;
+  }
+}
+
+TEST(PruneLayers, GoesOnFromWhatTheStageBelowKept) {
+  const TinyModel tiny = make_tiny({});
+  const auto read = [&](const model::LayerPlan& layer, const std::string& role) {
+    return tiny.weights->get(tiny.backbone.family->stored_weight(layer, role).names.front());
+  };
+  Indices kept_of_all, kept;
+  const int end = tiny.backbone.num_layers();
+  const auto all = prune_layers(tiny.backbone, {0, end}, {.reduction = 4}, read, read, every_layer, kept_of_all);
+  auto parts = prune_layers(tiny.backbone, {0, 3}, {.reduction = 4}, read, read, every_layer, kept);
+  EXPECT_EQ(kept.size(), 4U);
+  parts.merge(prune_layers(tiny.backbone, {3, end}, {.reduction = 4}, read, read, every_layer, kept));
+  EXPECT_EQ(kept, kept_of_all);
+  ASSERT_EQ(parts.size(), all.size());
+  for (const auto& [index, layer] : all) {
+    for (const auto& [role, value] : layer) {
+      EXPECT_TRUE(at::equal(parts.at(index).at(role), value)) << index << " " << role;
+    }
   }
 }
 
@@ -131,8 +156,9 @@ TEST(PruneLayers, KeepsEverythingInOrderWithoutReduction) {
   const auto read = [&](const model::LayerPlan& layer, const std::string& role) {
     return tiny.weights->get(tiny.backbone.family->stored_weight(layer, role).names.front());
   };
+  Indices kept;
   for (const auto& [index, block] :
-       prune_layers(tiny.backbone, {.reduction = 1}, read, read, [](const model::LayerPlan&) { return true; })) {
+       prune_layers(tiny.backbone, {0, tiny.backbone.num_layers()}, {.reduction = 1}, read, read, every_layer, kept)) {
     for (const auto& [role, value] : block) {
       EXPECT_TRUE(at::equal(value, read(tiny.backbone.chain[index], role))) << role;
     }

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// How much each weight of the backbone matters for the training data: its empirical Fisher information, on any layout,
+// for methods that start from it.
+#pragma once
+
+#include "data/dataset.h"
+#include "data/sampler.h"
+#include "dist/gradient_sync.h"
+#include "train/config.h"
+#include "train/worker.h"
+
+namespace espalier::train {
+
+/// Before the first step: lets the worker's method start from the Fisher information of the backbone's weights, if it
+/// wants to. That of a weight is the sum over training rows of its squared gradient of the row's own loss, in fp32,
+/// with true labels and without dropout (Sung et al., LST, 2022, section 3.3); a tied weight's gradient is that of all
+/// its places. The rows are the first that `sampler` gives. While it runs a stage holds an fp32 copy of its weights,
+/// and gradients and sums of the same size; the peak counts from its end. The sums have the same bits on every layout.
+/// Collective: every rank.
+void start_by_importance(Worker& worker, const data::Dataset& dataset, const data::Sampler& sampler,
+                         const data::DataConfig& data, const dist::GradientSyncConfig& gradient_sync);
+
+}  // namespace espalier::train
