@@ -15,7 +15,8 @@ from safetensors import safe_open
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 ESPALIER, MPIEXEC = sys.argv.pop(1), sys.argv.pop(1)
-INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values", "labels")
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values", "labels", "vis_feats", "vis_boxes", "img_order_ids",
+          "obj_order_ids")
 
 
 def read_golden(folder: Path) -> dict[str, np.ndarray]:
