@@ -132,7 +132,7 @@ StageResult MeftMethod::forward(model::Carry incoming, const model::StageInputs&
     if (setting_.plan.is_adapted(index)) {
       run_block(index++, climb);
     } else if (setting_.plan.role(index) == MeftRole::kJoint) {
-      index = run_joint(index, climb);
+      run_joint(index++, climb);
     } else {
       layer(index++).forward(carry, inputs, context);
     }
@@ -169,19 +169,12 @@ void MeftMethod::run_block(int index, Climb& climb) {
   if (climb.pass) climb.pass->add(std::move(step));
 }
 
-int MeftMethod::run_joint(int first, Climb& climb) {
-  int end = first + 1;
-  while (slice_.range().contains(end) && setting_.plan.role(end) == MeftRole::kJoint) ++end;
-
+void MeftMethod::run_joint(int index, Climb& climb) {
+  // A graph for each layer: sums inside it are then the same wherever the chain is cut.
   const at::AutoGradMode with_gradient(climb.pass != nullptr);
   model::Carry& carry = climb.around.carry;
-  model::Carry leaves = enter_joint(first, end, climb);
-  TrainedRange trained{.first = joint_trained_.at(first).first, .tensors = {}};
-  for (int index = first; index < end; ++index) {
-    layer(index).forward(carry, climb.around.inputs, climb.around.context);
-    const auto& of_layer = joint_trained_.at(index).tensors;
-    trained.tensors.insert(trained.tensors.end(), of_layer.begin(), of_layer.end());
-  }
+  model::Carry leaves = enter_joint(index, climb);
+  layer(index).forward(carry, climb.around.inputs, climb.around.context);
   model::Carry outputs;
   for (const char* name : {"hidden", "logits", "memory"}) {
     const auto found = carry.find(name);
@@ -192,12 +185,11 @@ int MeftMethod::run_joint(int first, Climb& climb) {
   }
   for (auto& [name, value] : carry) value = value.detach();
   if (climb.pass && !outputs.empty()) {
-    climb.pass->add(std::make_unique<MeftJointStep>(std::move(leaves), std::move(outputs), std::move(trained)));
+    climb.pass->add(std::make_unique<MeftJointStep>(std::move(leaves), std::move(outputs), joint_trained_.at(index)));
   }
-  return end;
 }
 
-model::Carry MeftMethod::enter_joint(int first, int end, Climb& climb) const {
+model::Carry MeftMethod::enter_joint(int index, Climb& climb) const {
   const MeftPlan& plan = setting_.plan;
   model::Carry& carry = climb.around.carry;
   model::Carry leaves;
@@ -210,23 +202,19 @@ model::Carry MeftMethod::enter_joint(int first, int end, Climb& climb) const {
     const at::Tensor x1 = make_leaf(kFirstStream, setting_.arithmetic->read(climb.streams->first));
     const at::Tensor x2 = make_leaf(kSecondStream, setting_.arithmetic->read(climb.streams->second));
     climb.streams.reset();
-    carry["hidden"] = merge(first, x1, x2).to(slice_.options().compute_type);
-  } else if (first > 0 && plan.needs_gradient(first)) {
-    carry["hidden"] = make_leaf("hidden", carry.at("hidden"));
+    carry["hidden"] = merge(index, x1, x2).to(slice_.options().compute_type);
+  } else if (plan.needs_gradient(index)) {
+    // An alias, since the leaf itself would not count as made here where the layer hands it on as "memory".
+    carry["hidden"] = at::alias(make_leaf("hidden", carry.at("hidden")));
   }
-  if (plan.memory_trains && carry.contains("memory")) {
-    for (int index = first; index < end; ++index) {
-      if (layer(index).plan().block) {
-        carry["memory"] = make_leaf("memory", carry.at("memory"));
-        break;
-      }
-    }
+  if (plan.memory_trains && layer(index).plan().block && carry.contains("memory")) {
+    carry["memory"] = make_leaf("memory", carry.at("memory"));
   }
   return leaves;
 }
 
-at::Tensor MeftMethod::merge(int first, const at::Tensor& x1, const at::Tensor& x2) const {
-  switch (setting_.plan.merges[static_cast<std::size_t>(first) - 1]) {
+at::Tensor MeftMethod::merge(int reader, const at::Tensor& x1, const at::Tensor& x2) const {
+  switch (setting_.plan.merges[static_cast<std::size_t>(reader) - 1]) {
     case MeftMerge::kMean:
       return (x1 + x2) * 0.5;
     case MeftMerge::kSum:
@@ -235,7 +223,7 @@ at::Tensor MeftMethod::merge(int first, const at::Tensor& x1, const at::Tensor& 
     case MeftMerge::kConcat:
       break;
   }
-  return at::linear(at::cat({x1, x2}, -1), merge_weights_.at(first).to(x1.scalar_type()));
+  return at::linear(at::cat({x1, x2}, -1), merge_weights_.at(reader).to(x1.scalar_type()));
 }
 
 std::vector<std::pair<std::string, std::string>> MeftMethod::describe_export() const {

@@ -52,11 +52,11 @@ class MeftMethod final : public Method {
   [[nodiscard]] const model::Layer& layer(int index) const;
 
   void run_block(int index, Climb& climb);
-  /// Runs the joint layers from `first` on and returns the first that is none.
-  int run_joint(int first, Climb& climb);
-  /// Leaves of what the joint layers read; sets "hidden".
-  model::Carry enter_joint(int first, int end, Climb& climb) const;
-  [[nodiscard]] at::Tensor merge(int first, const at::Tensor& x1, const at::Tensor& x2) const;
+  void run_joint(int index, Climb& climb);
+  /// Leaves of what a joint layer reads; sets "hidden".
+  model::Carry enter_joint(int index, Climb& climb) const;
+  /// The state [B, T, D] that layer `reader` reads of the streams below it.
+  [[nodiscard]] at::Tensor merge(int reader, const at::Tensor& x1, const at::Tensor& x2) const;
 
   MeftConfig config_;
   model::StageSlice& slice_;

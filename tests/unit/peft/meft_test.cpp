@@ -113,7 +113,7 @@ class ByTheBook {
   [[nodiscard]] Stream enter(const at::Tensor& hidden) const {
     if (!is_exact()) return {{}, hidden.to(real_)};
     const at::Tensor bits = rounded(hidden);
-    return {bits, value_of(bits)};
+    return {bits, Coupling::apply(hidden.to(real_), at::zeros_like(hidden, real_), value_of(bits), 1.0)};
   }
   [[nodiscard]] Stream join(const Stream& x, double scale, const at::Tensor& branch) const {
     if (!is_exact()) return {{}, Coupling::apply(x.real, branch, (x.real * scale + branch).detach(), scale)};
@@ -317,6 +317,140 @@ TEST_P(Variants, BeginNearTheBackboneAndAtItsRecurrenceWithoutAdapters) {
 
 INSTANTIATE_TEST_SUITE_P(Meft, Variants, testing::Values(1, 2, 3),
                          [](const auto& tested) { return std::to_string(tested.param); });
+
+class Families : public testing::TestWithParam<const char*> {
+ protected:
+  Families() {
+    const auto folder = std::filesystem::path(ESPALIER_SOURCE_DIR) / "tests/golden" / (GetParam() + std::string("_1"));
+    tiny_ = {model::read_backbone(folder, {}), model::open_model_folder(folder)};
+    const auto golden = model::open_safetensors(folder / "golden.safetensors");
+    for (const auto* name : {"input_ids", "attention_mask", "token_type_ids", "pixel_values", "labels", "vis_feats",
+                             "vis_boxes", "img_order_ids", "obj_order_ids"}) {
+      if (golden->contains(name)) batch_[name] = golden->get(name);
+    }
+  }
+  static at::Tensor wave(const at::Tensor& logits) {
+    return (at::arange(logits.numel()) + 1).sin().view(logits.sizes());
+  }
+
+  TinyModel tiny_;
+  model::NamedTensors batch_;
+};
+
+TEST_P(Families, EqualOrdinaryAutogradAndAreTheSameForEveryCut) {
+  const bool has_decoder = tiny_.backbone.is_encoder_decoder();
+  for (const std::int64_t variant : {1, 2, 3}) {
+    for (const std::int64_t frozen_bottom : {0, 1, 4}) {
+      if ((has_decoder && variant == 3) || frozen_bottom >= tiny_.backbone.num_blocks()) continue;
+      SCOPED_TRACE(::testing::Message() << "MEFT" << variant << ", frozen " << frozen_bottom);
+      const MethodConfig config = meft(variant, {.frozen_bottom = frozen_bottom});
+      Stages whole(tiny_, config, 1);
+      stir(whole);
+      const Step found = whole.step(batch_, training_context(), wave);
+      const Step expected = ByTheBook(whole, config.meft, training_context()).step(batch_, wave);
+      if (has_decoder) {
+        // What the decoder's blocks give the memory is summed block by block, not read by read.
+        EXPECT_TRUE(at::equal(found.logits, expected.logits));
+        EXPECT_LT(gradient_error(found, expected), 1e-5);
+      } else {
+        expect_same_bits(found, expected);
+      }
+      for (int num_stages = 2; num_stages <= tiny_.backbone.num_blocks(); ++num_stages) {
+        Stages cut(tiny_, config, num_stages);
+        stir(cut);
+        expect_same_bits(cut.step(batch_, training_context(), wave), found);
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Golden, Families,
+                         testing::Values("bert", "roberta", "t5", "clip_t5", "bart", "opt", "gpt2", "llama", "vit"),
+                         [](const auto& family) { return std::string(family.param); });
+
+TEST(FloatInversion, IsRefusedAboveItsLimit) {
+  const TinyModel tiny = make_tiny(of_depth(12));
+  Stages stages(tiny, meft(1, {.inversion = "float"}), 1);
+  try {
+    static_cast<void>(stages.step(make_batch(), training_context()));
+    ADD_FAILURE() << "12 blocks were inverted in fp32";
+  } catch (const NumericError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("encoder.0: expected inverted streams with a relative error"));
+    EXPECT_THAT(error.what(), HasSubstr("peft.meft.inversion=exact"));
+  }
+}
+
+TEST(AnchoredInversion, StartsAgainFromEveryAnchor) {
+  const TinyModel tiny = make_tiny(of_depth(12));
+  const MethodConfig config = meft(1, {.inversion = "anchored", .anchor_layers = 2});
+  Stages whole(tiny, config, 1);
+  const Step expected = whole.step(make_batch(), training_context());
+  EXPECT_LT(inversion_error(whole), 1e-4);
+  const MethodConfig cached = meft(1, {.reversible_layers = 0, .inversion = "float"});
+  EXPECT_LT(gradient_error(expected, Stages(tiny, cached, 1).step(make_batch(), training_context())), 1e-3);
+  for (const int num_stages : {2, 3, 6}) {
+    expect_same_bits(Stages(tiny, config, num_stages).step(make_batch(), training_context()), expected);
+  }
+}
+
+TEST(MeftMethod, SendsNothingBackBelowItsFirstBlock) {
+  const TinyModel tiny = make_tiny({});
+  Stages stages(tiny, meft(1, {.frozen_bottom = 2}), 4);
+  using Names = std::vector<std::string>;
+  EXPECT_EQ(stages.step(make_batch(), training_context()).sent_back,
+            (std::vector<Names>{{}, {}, {"stream_1", "stream_2"}}));
+}
+
+TEST(MeftMethod, ReportsStreamsThatLeaveTheirRange) {
+  const TinyModel tiny = make_tiny({});
+  Stages stages(tiny, meft(1, {.fraction_bits = 28}), 1);
+  stages.trained("encoder.2.rev_adapter.up.bias").detach().fill_(9);
+  try {
+    static_cast<void>(stages.step(make_batch(), training_context()));
+    ADD_FAILURE() << "9 does not fit into +-8";
+  } catch (const NumericError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("encoder.2: expected streams within +-8"));
+  }
+}
+
+struct UsedBytes {
+  std::int64_t kept = 0, peak = 0;  ///< between forward and backward, and at most; both above what lived before
+};
+
+UsedBytes used_bytes(std::int64_t num_blocks, const MethodConfig& config) {
+  const TinyModel tiny = make_tiny(of_depth(num_blocks));
+  Stages stages(tiny, config, 1);
+  static_cast<void>(stages.step(make_batch(), training_context()));  // the first micro-batch is checked
+  const auto inputs = stages.slices.front()->prepare(make_batch());
+  const at::Tensor gradient = at::full({3, 3}, 0.1);
+  const auto before = allocated_bytes().current;
+  reset_peak_allocated_bytes();
+  auto result = stages.methods.front()->forward({}, inputs, training_context(), /*keeps_pass=*/true);
+  result.outgoing.clear();
+  UsedBytes used{.kept = allocated_bytes().current - before};
+  result.pass->backward({{"logits", gradient}}, [](int, const at::Tensor&) {});
+  result.pass.reset();
+  used.peak = allocated_bytes().peak - before;
+  EXPECT_EQ(allocated_bytes().current, before);
+  return used;
+}
+
+TEST(MeftMethod, KeepsTheRemaindersOfABlockAndNoMore) {
+  install_counting_allocator();
+  constexpr std::int64_t kElements = 3 * 8 * 16;
+  for (const std::int64_t variant : {1, 2, 3}) {
+    SCOPED_TRACE(variant);
+    const auto shallow = used_bytes(6, meft(variant)), deep = used_bytes(12, meft(variant));
+    const std::int64_t remainders = 6 * (variant == 3 ? 2 : 1) * kElements / 2;  // 4 bits each
+    EXPECT_EQ(deep.kept - shallow.kept, remainders);
+    EXPECT_EQ(deep.peak - shallow.peak, remainders);
+    const auto whole = meft(variant, {.lambda = 1, .beta = 1});
+    EXPECT_EQ(used_bytes(12, whole).kept, used_bytes(6, whole).kept);
+
+    const auto cached = meft(variant, {.reversible_layers = 0});
+    EXPECT_GT(used_bytes(12, cached).kept - used_bytes(6, cached).kept, 6 * 10 * kElements * 4);
+  }
+}
 
 TEST(FloatInversion, MultipliesItsErrorByOneOverLambdaForEachBlock) {
   const TinyModel tiny = make_tiny(of_depth(12));
