@@ -59,8 +59,11 @@ void check_pixels(const PatchEmbeddingSpec& spec, const NamedTensors& tensors) {
   const std::vector<std::int64_t> expected = {spec.num_channels, spec.height, spec.image_width};
   if (pixels == nullptr || pixels->dim() != 4 || pixels->sizes().slice(1) != at::IntArrayRef(expected)) {
     throw ConfigError(fmt::format(
-        "pixel_values: expected an array [rows, {}]; found {}", fmt::join(expected, ", "),
-        pixels == nullptr ? std::string("none") : fmt::format("[{}]", fmt::join(pixels->sizes().vec(), ", "))));
+        "pixel_values: expected an array [rows, {}] (num_channels and image_size of the model, whose positions are for "
+        "that size alone); found {}; prepare the images with --image-size {}",
+        fmt::join(expected, ", "),
+        pixels == nullptr ? std::string("none") : fmt::format("[{}]", fmt::join(pixels->sizes().vec(), ", ")),
+        spec.height));
   }
 }
 

@@ -267,6 +267,19 @@ TEST_F(SliceTest, MakesABiasOnlyWhereSomethingIsPadded) {
   EXPECT_FALSE(slice.prepare(tensors).attention_bias.defined());
 }
 
+TEST_F(SliceTest, RefusesImagesOfAnotherSizeThanThePositionsAreFor) {
+  write({.family = "vit"});
+  const auto slice = whole();
+  EXPECT_THAT(message_of<ConfigError>([&] {
+                (void)slice.prepare({{"pixel_values", at::zeros({2, 1, 12, 12})}});
+              }),
+              AllOf(HasSubstr("[rows, 1, 8, 8]"), HasSubstr("[2, 1, 12, 12]"), HasSubstr("--image-size 8")));
+  // A config that asks for more patches than the folder has positions for.
+  backbone_.chain.front().patch_embedding->height = backbone_.chain.front().patch_embedding->image_width = 12;
+  EXPECT_THAT(message_of<ConfigError>([&] { (void)whole(); }),
+              AllOf(HasSubstr("embeddings.position_embeddings"), HasSubstr("[1, 10, 24]"), HasSubstr("[1, 5, 24]")));
+}
+
 TEST_F(SliceTest, RefusesMicroBatchesThatTheModelCannotRead) {
   write({});
   const auto slice = whole();
