@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "model/dropout.h"
+#include "model/embedding_layer.h"
 #include "peft/autograd_pass.h"
 
 namespace espalier::peft {
@@ -23,7 +24,8 @@ double embedding_dropout(const model::LayerPlan& plan) {
 model::CarryPlan BesideMethod::plan_carry(int first_layer, const model::BatchShape& shape) const {
   model::CarryPlan plan;
   if (first_layer <= network_->last_tap_layer()) {
-    plan = model::plan_chain_carry(slice_.backbone(), first_layer, shape, slice_.options().compute_type);
+    plan =
+        model::plan_chain_carry(slice_.backbone(), first_layer, model::text_only(shape), slice_.options().compute_type);
   }
   for (auto& entry : network_->plan_carry(first_layer, shape)) {
     entry.name.insert(0, kPrefix);
@@ -49,13 +51,18 @@ StageResult BesideMethod::forward(model::Carry incoming, const model::StageInput
   incoming.clear();
 
   const model::StageInputs side_inputs = network_->adapt(inputs);
+  const model::StageInputs backbone_inputs = model::text_only(inputs);
   for (std::size_t place = 0; place < slice_.layers().size(); ++place) {
     const model::Layer& layer = *slice_.layers()[place];
     if (layer.plan().kind == model::LayerKind::kHead) {
-      at::Tensor logits = network_->read_out(layer, {layer, backbone, {}}, inputs, context, side);
+      at::Tensor logits = network_->read_out(layer, {layer, backbone, {}}, backbone_inputs, context, side);
       return finish_stage({{"logits", std::move(logits)}}, std::move(leaves), trained(), keeps_pass);
     }
-    const at::Tensor undropped = run_frozen(layer, inputs, context, backbone);
+    at::Tensor undropped = run_frozen(layer, backbone_inputs, context, backbone);
+    if (layer.plan().embedding && layer.plan().embedding->visual && undropped.size(1) > 0) {
+      const auto& embedding = static_cast<const model::EmbeddingLayer&>(layer);
+      undropped = at::cat({undropped, embedding.embed_visual(inputs, context).to(undropped.scalar_type())}, 1);
+    }
     network_->climb(place, {layer, backbone, undropped}, side_inputs, context, side);
     if (static_cast<int>(layer.plan().index) >= network_->last_tap_layer()) {
       backbone.clear();

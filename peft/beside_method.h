@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The route beside: the frozen backbone runs without a graph, layer by layer, and the side network climbs along it.
+// Images behind a text are seen by the side network alone, so that the backbone stays without a graph although their
+// embedding trains.
 #pragma once
 
 #include <memory>

@@ -9,10 +9,9 @@ namespace espalier::peft {
 
 std::int64_t count_full(const model::Backbone& backbone) {
   std::int64_t count = 0;
-  model::visit_stored_tensors(backbone, [&](const model::LayerPlan& layer, const model::StoredWeight& stored,
+  model::visit_stored_tensors(backbone, [&](const model::LayerPlan& /*layer*/, const model::StoredWeight& stored,
                                             const std::vector<std::int64_t>& shape) {
-    const bool is_task_head = layer.head && !layer.head->is_language_model;
-    count += stored.is_buffer || is_task_head ? 0 : c10::multiply_integers(shape);
+    count += stored.is_buffer || stored.is_task ? 0 : c10::multiply_integers(shape);
   });
   return count;
 }

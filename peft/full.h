@@ -7,7 +7,7 @@
 
 namespace espalier::peft {
 
-/// Scalars that train, a tied one once, without the task head.
+/// Scalars that train, a tied one once, without those of the task.
 std::int64_t count_full(const model::Backbone& backbone);
 
 class FullMethod final : public ChainMethod {

@@ -95,9 +95,7 @@ LastNetwork::LastNetwork(const LastConfig& config, model::StageSlice& slice, con
     }
     modules_.push_back(std::move(modules));
   }
-  if (slice_.has_task_head()) {
-    train_layer(slice_, *slice_.layers().back(), weights, /*copies=*/{}, trained_);
-  }
+  train_task_weights(slice_, *slice_.layers().back(), weights, trained_);
 }
 
 at::Tensor LastNetwork::add(const std::string& name, const at::Tensor& value) {

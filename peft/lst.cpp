@@ -86,10 +86,8 @@ LstNetwork::LstNetwork(const LstConfig& config, model::StageSlice& slice, const 
       if (config_.merge_last) {
         merge_gate_ = add_gate("lst.merge_gate", /*is_inert=*/false);
       }
-      if (slice_.has_task_head()) {
-        train_layer(slice_, *layer, weights, /*copies=*/{}, trained_);
-      }
     }
+    train_task_weights(slice_, *layer, weights, trained_);
     side_layers_.push_back(std::move(beside));
   }
 }
@@ -243,7 +241,11 @@ at::Tensor LstNetwork::mix(const at::Tensor& gate, const at::Tensor& side, const
 
 at::Tensor LstNetwork::join_ladder(const SideLayer& beside, const Tap& tap, const model::ForwardContext& context,
                                    const at::Tensor& side) const {
-  const at::Tensor ladder = beside.ladder.forward(tap.backbone.at("hidden"), context).to(side_type());  // [B, T, S]
+  at::Tensor ladder = beside.ladder.forward(tap.backbone.at("hidden"), context).to(side_type());  // [B, T, S]
+  // The backbone says nothing of the images that stand behind the text.
+  if (const std::int64_t num_visual = side.size(1) - ladder.size(1); num_visual > 0) {
+    ladder = at::constant_pad_nd(ladder, {0, 0, 0, num_visual});
+  }
   return plan_.has_gates ? mix(beside.gate, side, ladder) : side + ladder;
 }
 

@@ -116,9 +116,9 @@ std::unique_ptr<Method> make_method(const MethodConfig& config, model::StageSlic
 
 TrainedCount count_trained(const MethodConfig& config, const model::Backbone& backbone) {
   TrainedCount count;
-  model::visit_stored_tensors(backbone, [&](const model::LayerPlan& layer, const model::StoredWeight& stored,
+  model::visit_stored_tensors(backbone, [&](const model::LayerPlan& /*layer*/, const model::StoredWeight& stored,
                                             const std::vector<std::int64_t>& shape) {
-    if (layer.head && !layer.head->is_language_model && !stored.is_buffer) {
+    if (stored.is_task && !stored.is_buffer) {
       count.head += c10::multiply_integers(shape);
     }
   });

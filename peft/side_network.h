@@ -18,7 +18,9 @@ struct Tap {
   const model::Layer& layer;
   /// Behind the layer: "hidden" [B, T, D], "memory", "position_bias"; empty above the last tap.
   const model::Carry& backbone;
-  at::Tensor undropped;  ///< of an embedding: its output before dropout [B, T, D]; otherwise undefined
+  /// Of an embedding: its output before dropout [B, T, D], with that of images behind the text, which has a gradient
+  /// and which the backbone does not read; otherwise undefined.
+  at::Tensor undropped;
 };
 
 class SideNetwork {

@@ -18,7 +18,8 @@ class LstFamilies : public testing::TestWithParam<const char*> {
     const auto folder = std::filesystem::path(ESPALIER_SOURCE_DIR) / "tests/golden" / GetParam();
     tiny_ = {model::read_backbone(folder, {}), model::open_model_folder(folder)};
     const auto golden = model::open_safetensors(folder / "golden.safetensors");
-    for (const auto* name : {"input_ids", "attention_mask", "token_type_ids", "pixel_values", "labels"}) {
+    for (const auto* name : {"input_ids", "attention_mask", "token_type_ids", "pixel_values", "labels", "vis_feats",
+                             "vis_boxes", "img_order_ids", "obj_order_ids"}) {
       if (golden->contains(name)) batch_[name] = golden->get(name);
     }
     model::complete_decoder_inputs(tiny_.backbone, batch_);
@@ -81,8 +82,8 @@ TEST_P(LstFamilies, GiveTheSameGradientsOnAnyNumberOfStages) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Golden, LstFamilies,
-                         testing::Values("bert_1", "roberta_1", "t5_1", "bart_1", "opt_1", "gpt2_1", "llama_1",
-                                         "vit_1"),
+                         testing::Values("bert_1", "roberta_1", "t5_1", "clip_t5_1", "bart_1", "opt_1", "gpt2_1",
+                                         "llama_1", "vit_1"),
                          [](const auto& tested) { return std::string(tested.param); });
 
 TEST(LstPlan, RefusesDecoderLayersWithoutADecoder) {

@@ -131,6 +131,10 @@ TEST(PublishedSizes, OfLstAreThoseOfThePaper) {
   EXPECT_EQ(count_lst(large, both(8, odd)), 9'057'328);
   EXPECT_EQ(count_lst(huge, both(8, {23})), 2'494'896);
   EXPECT_EQ(count_lst(vit(), {}), 2'376'492);  // ViT-B/16
+  auto visual = base;
+  visual.update({{"feat_dim", 2048}, {"pos_dim", 4}, {"n_images", 2}});
+  const auto clip_t5 = count_trained({.method = "lst", .lst = both(4, {})}, plan(visual));
+  EXPECT_EQ(clip_t5.method + clip_t5.head, 17'967'384);
 }
 
 }  // namespace

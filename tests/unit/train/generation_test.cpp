@@ -39,16 +39,29 @@ std::vector<TokenIds> texts_of(const at::Tensor& stored) {
   return texts;
 }
 
-/// The texts on every rank of a job of `num_stages` threads.
+/// A side network as wide as the backbone, with its blocks and projections that change nothing.
+void make_copy_of_backbone(peft::Method& method) {
+  for (const auto& tensor : method.trained()) {
+    if (tensor.name.ends_with("first.weight") || tensor.name == "lst.up.weight") {
+      tensor.value.detach().copy_(at::eye(tensor.value.size(0)));
+    }
+  }
+}
+
+/// The texts on every rank of a job of `num_stages` threads, of the bare backbone or of its copy beside it.
 std::vector<std::vector<TokenIds>> generate_on_stages(const std::filesystem::path& folder, int num_stages,
-                                                      const SearchConfig& search, const model::NamedTensors& prompts) {
+                                                      const SearchConfig& search, const model::NamedTensors& prompts,
+                                                      bool by_copy = false) {
   std::vector<std::vector<TokenIds>> texts(static_cast<std::size_t>(num_stages));
   dist::run_ranks(num_stages, [&](dist::Communicator& communicator) {
     WorkerConfig config;
     config.model.path = folder.string();
     config.parallel.stages = num_stages;
-    config.peft.method = "probe";
+    config.peft.method = by_copy ? "lst" : "probe";
+    config.peft.lst.reduction = 1;
+    config.peft.lst.gate = "one";
     Worker worker(config, {communicator, nullptr, communicator.rank()});
+    if (by_copy) make_copy_of_backbone(worker.method());
     texts[static_cast<std::size_t>(communicator.rank())] = generate(worker, search, prompts);
   });
   return texts;
@@ -77,13 +90,20 @@ TEST_P(Generation, EqualsTransformersTokenForTokenOnAnyNumberOfStages) {
   rules.early_stopping = true;
   const std::map<std::string, SearchConfig> searches = {
       {"generated.greedy", greedy}, {"generated.beams", beams}, {"generated.rules", rules}};
-  const auto num_blocks = model::read_backbone(GetParam(), {}).num_blocks();
+  const auto backbone = model::read_backbone(GetParam(), {});
+  const auto num_blocks = backbone.num_blocks();
+  const bool has_copy = backbone.head().width == backbone.width;
   for (const auto& [name, search] : searches) {
     const auto expected = texts_of(golden->get(name));
     for (int num_stages = 1; num_stages <= std::min(3, num_blocks); ++num_stages) {
       for (const auto& texts : generate_on_stages(GetParam(), num_stages, search, prompts)) {
         EXPECT_EQ(texts, expected) << name << " on " << num_stages << " stages";
       }
+    }
+    // The side network has caches of its own, which a search moves with the backbone's.
+    const int num_stages = std::min(2, num_blocks);
+    for (const auto& texts : generate_on_stages(GetParam(), num_stages, search, prompts, has_copy)) {
+      EXPECT_EQ(texts, expected) << name << " by LST";
     }
   }
 }
