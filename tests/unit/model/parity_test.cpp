@@ -23,7 +23,8 @@ std::vector<std::filesystem::path> golden_folders() {
   std::vector<std::filesystem::path> folders;
   for (const auto& entry :
        std::filesystem::directory_iterator(std::filesystem::path(ESPALIER_SOURCE_DIR) / "tests/golden")) {
-    folders.push_back(entry.path());
+    // Those without a model hold what a method makes of one of the others.
+    if (std::filesystem::exists(entry.path() / "config.json")) folders.push_back(entry.path());
   }
   std::sort(folders.begin(), folders.end());
   return folders;
