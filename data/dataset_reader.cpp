@@ -147,7 +147,7 @@ void DatasetReader::expect_size(const std::string& name, std::size_t found, std:
 
 void DatasetReader::expect_all_read(const std::string& split) const {
   for (const std::string& array : file_.children(split)) {
-    if (const std::string name = split + "/" + array; !read_.contains(name)) {
+    if (const std::string name = fmt::format("{}/{}", split, array); !read_.contains(name)) {
       refuse(name, fmt::format("only the arrays {}", fmt::join(read_, ", ")), "one more");
     }
   }

@@ -10,7 +10,7 @@ namespace espalier::model {
 
 namespace {
 
-BlockSpec read_block(const ConfigFile& config) {
+BlockSpec read_encoder_block(const ConfigFile& config) {
   BlockSpec spec;
   spec.width = config.integer("hidden_size", 1);
   spec.num_heads = spec.num_key_value_heads = config.integer("num_attention_heads", 1);
@@ -60,7 +60,7 @@ Backbone plan_encoder(const ConfigFile& config, const HeadRequest& request) {
   if (wants_language_model(config, request, /*is_usual=*/false)) {
     config.refuse("model_type", "a model that generates text (T5, BART, OPT, GPT-2, Llama) for this task");
   }
-  const auto block = read_block(config);
+  const auto block = read_encoder_block(config);
 
   EmbeddingSpec embedding;
   embedding.vocab_size = config.integer("vocab_size", 1);

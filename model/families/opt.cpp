@@ -8,7 +8,7 @@ namespace espalier::model {
 
 namespace {
 
-constexpr std::int64_t kPositionOffset = 2;
+constexpr std::int64_t kOptPositionOffset = 2;
 
 FamilyNames opt_names(bool is_head_tied) {
   FamilyNames names;
@@ -70,8 +70,8 @@ Backbone plan_opt(const ConfigFile& config, const HeadRequest& request) {
   embedding.width = block.width;
   embedding.token_width = token_width == block.width ? 0 : token_width;
   embedding.positions = Positions::kFollowMask;
-  embedding.position_offset = kPositionOffset;
-  embedding.num_positions = backbone.max_positions + kPositionOffset;
+  embedding.position_offset = kOptPositionOffset;
+  embedding.num_positions = backbone.max_positions + kOptPositionOffset;
   embedding.pad_token_id = backbone.pad_token_id;
   embedding.has_norm = false;
   FinalSpec final;

@@ -21,7 +21,7 @@ void read_feed_forward(const ConfigFile& config, BlockSpec& spec) {
   spec.activation = parse_activation(config, "feed_forward_proj", name == "gated-gelu" ? "gelu_new" : activation);
 }
 
-BlockSpec read_block(const ConfigFile& config) {
+BlockSpec read_t5_block(const ConfigFile& config) {
   BlockSpec spec;
   spec.width = config.integer("d_model", 1);
   spec.num_heads = spec.num_key_value_heads = config.integer("num_heads", 1);
@@ -132,7 +132,7 @@ FamilyNames t5_names(bool is_gated, bool is_head_tied, bool is_visual) {
 Backbone plan_t5(const ConfigFile& config, const HeadRequest& request) {
   expect_flag(config, "is_encoder_decoder", true, "T5 is supported with both of its stacks");
   refuse_altered_weights(config);
-  const auto block = read_block(config);
+  const auto block = read_t5_block(config);
   // Version 1.0 scales what its tied head reads; the flag says so also where the file has a head of its own.
   const bool is_tied = config.flag_or("tie_word_embeddings", true);
   const bool is_scaled = config.flag_or("scale_decoder_outputs", is_tied);
@@ -158,7 +158,7 @@ Backbone plan_t5(const ConfigFile& config, const HeadRequest& request) {
   final.width = block.width;
   final.dropout = block.hidden_dropout;
 
-  const auto add_stack = [&](const std::string& name, Stack stack, std::int64_t count, BlockSpec spec) {
+  const auto add_stack = [&](const std::string& name, Stack stack, std::int64_t count, const BlockSpec& spec) {
     add_layer(backbone, LayerKind::kEmbedding, stack == Stack::kDecoder ? "decoder_embedding" : "embedding", stack)
         .embedding = embedding;
     if (stack == Stack::kEncoder) backbone.chain.back().embedding->visual = read_visual(config, block);
