@@ -26,6 +26,8 @@ std::string_view to_string(MemoryKind kind) {
       return "activation";
     case MemoryKind::kTap:
       return "tap";
+    case MemoryKind::kKept:
+      return "kept";
     case MemoryKind::kNumKinds:
       break;
   }

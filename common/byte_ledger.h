@@ -14,7 +14,16 @@
 namespace espalier {
 
 /// Bytes that live in memory, by what they are for.
-enum class MemoryKind { kFrozen, kTrained, kGradient, kOptimizer, kActivation, kTap, kNumKinds };
+enum class MemoryKind {
+  kFrozen,  ///< as the model folder has it
+  kTrained,
+  kGradient,
+  kOptimizer,
+  kActivation,
+  kTap,
+  kKept,  ///< neither trained nor as stored: rests of weights that a method split
+  kNumKinds
+};
 std::string_view to_string(MemoryKind kind);
 
 /// One ledger per rank, owned by whoever owns the rank (launch/, a test) and passed down by reference.

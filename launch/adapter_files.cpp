@@ -108,7 +108,7 @@ std::unique_ptr<train::Worker> make_worker_with_weights(Session& session, const 
                       "trained on",
                       adapter_folder, made_for, worker->model_digest(), run.model.path));
     }
-    worker->load_trained(adapter->tensors);
+    worker->load_result(adapter->tensors);
   }
   return worker;
 }

@@ -50,11 +50,16 @@ void export_adapter(const ExportRequest& request) {
   const auto source = train::open_weights(run.model, backbone);
   model::StageSlice slice(backbone, {0, backbone.num_layers()}, *source, {});
   const auto method = peft::make_method(run.peft, slice, *source, run.train.seed);
-  const std::string prefix = request.weights == "best" ? "best/" : "trained/";
+  const bool is_best = request.weights == "best";
   std::map<std::string, at::Tensor> tensors;
+  const auto read = [&](const std::string& name, const at::Tensor& like, const std::string& prefix) {
+    loaded->read_into(prefix + name, tensors.emplace(name, at::empty_like(like)).first->second);
+  };
   for (const auto& trained : method->trained()) {
-    auto& tensor = tensors.emplace(trained.name, at::empty_like(trained.value.detach())).first->second;
-    loaded->read_into(prefix + trained.name, tensor);
+    read(trained.name, trained.value.detach(), is_best ? "best/" : "trained/");
+  }
+  for (const auto& [name, kept] : method->kept_tensors()) {
+    read(name, kept, is_best ? "best/" : "kept/");
   }
   checkpoint::write_adapter(request.output,
                             {describe_adapter(table, *method, source->digest(), dataset.info()), std::move(tensors)});

@@ -45,6 +45,11 @@ std::string summary_text(const nlohmann::json& record) {
               fmt::format("{}", fmt::join(record["reduced_bytes_per_step"].get<std::vector<std::int64_t>>(), ", ")));
   text += row("throughput", fmt::format("{:.1f} samples/s, {:.0f} tokens/s", record["samples_per_second"].get<double>(),
                                         record["tokens_per_second"].get<double>()));
+  if (record.contains("resampling_seconds")) {
+    text += row("drawing subspaces",
+                fmt::format("{:.1f} s, {:.1f} % of training", record["resampling_seconds"].get<double>(),
+                            100 * record["resampling_share"].get<double>()));
+  }
   if (record.contains("best")) {
     const auto& best = record["best"];
     text += row("best validation " + best["metric"].get<std::string>(),
@@ -60,11 +65,7 @@ std::string summary_text(const nlohmann::json& record) {
 
 void write_run_adapter(const train::TrainerConfig& config, const OptionTable& table, train::Worker& worker,
                        const data::Dataset& dataset) {
-  std::map<std::string, at::Tensor> trained;
-  for (const auto& tensor : worker.method().trained()) {
-    trained.emplace(tensor.name, tensor.value.detach());
-  }
-  auto tensors = train::gather_stages(worker.mesh(), trained);
+  auto tensors = train::gather_stages(worker.mesh(), worker.result());
   std::string error;
   if (worker.control().rank() == 0) {
     try {

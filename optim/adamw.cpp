@@ -121,13 +121,16 @@ AdamW::AdamW(const OptimizerConfig& config, std::vector<Parameter> parameters)
                    "parameter {} is not fp32 and contiguous", parameter.name);
     // A detached alias: in-place updates of a leaf that requires grad are refused.
     const at::Tensor value = parameter.value.detach();
-    if (!step_.defined()) step_ = at::zeros({}, value.options());
+    if (!steps_.defined()) {
+      steps_ = at::zeros({static_cast<std::int64_t>(parameters_.size())}, value.options());
+      starts_ = at::zeros_like(steps_);
+    }
     Group& group = groups_[parameter.decays ? 0 : 1];
     group.members.push_back(i);
     group.values.push_back(value);
     group.exp_avg.push_back(at::zeros_like(value));
     group.exp_avg_sq.push_back(at::zeros_like(value));
-    group.steps.push_back(step_);
+    group.steps.push_back(steps_.select(0, static_cast<std::int64_t>(i)));
   }
 }
 
@@ -169,7 +172,20 @@ std::map<std::string, at::Tensor> AdamW::state() const {
 
 void AdamW::set_num_steps(std::int64_t num_steps) {
   num_steps_ = num_steps;
-  if (step_.defined()) step_.fill_(static_cast<double>(num_steps));
+  if (steps_.defined()) steps_.fill_(static_cast<double>(num_steps)).sub_(starts_);
+}
+
+void AdamW::restart(const std::set<std::string>& names) {
+  for (Group& group : groups_) {
+    for (std::size_t k = 0; k < group.members.size(); ++k) {
+      const std::size_t i = group.members[k];
+      if (!names.contains(parameters_[i].name)) continue;
+      group.exp_avg[k].zero_();
+      group.exp_avg_sq[k].zero_();
+      starts_.select(0, static_cast<std::int64_t>(i)).fill_(static_cast<double>(num_steps_));
+    }
+  }
+  set_num_steps(num_steps_);
 }
 
 std::int64_t AdamW::state_bytes() const {

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -52,7 +53,11 @@ class AdamW {
   void step(const std::vector<at::Tensor>& gradients, double learning_rate);
   /// "<name>/exp_avg", "<name>/exp_avg_sq" for every parameter: live tensors, for saving and loading in place.
   [[nodiscard]] std::map<std::string, at::Tensor> state() const;
-  /// Updates so far; with state() and the values this is all that a resumed run needs.
+  /// The moments of the named parameters are zero again and count their updates from here on (directions that the
+  /// moments were not taken in: peft/rosa.h). Names of other stages are passed over.
+  void restart(const std::set<std::string>& names);
+  /// Updates so far; with state() and the values this is all that a resumed run needs, unless parameters were
+  /// restarted: then these again, after as many updates as before.
   [[nodiscard]] std::int64_t num_steps() const { return num_steps_; }
   void set_num_steps(std::int64_t num_steps);
   [[nodiscard]] std::int64_t state_bytes() const;
@@ -68,7 +73,8 @@ class AdamW {
   OptimizerConfig config_;
   std::vector<Parameter> parameters_;
   std::array<Group, 2> groups_;  ///< decaying, not decaying
-  at::Tensor step_;              ///< fp32 scalar: the number of the update, one for all parameters
+  at::Tensor steps_;   ///< fp32, one for each parameter: the number of its update since its start
+  at::Tensor starts_;  ///< fp32: updates of the whole before the parameter's start
   std::int64_t num_steps_ = 0;
 };
 

@@ -16,6 +16,7 @@
 #include "peft/lst.h"
 #include "peft/meft.h"
 #include "peft/probe.h"
+#include "peft/rosa.h"
 
 namespace espalier::peft {
 namespace {
@@ -47,6 +48,11 @@ const std::vector<Entry>& entries() {
          return std::make_unique<LoraMethod>(config.lora, slice, weights, seed);
        },
        [](const auto& config, const auto& backbone) { return count_lora(config.lora, backbone); }},
+      {"rosa", "drawn singular directions of linears of the backbone, merged and drawn anew as training goes on",
+       [](const auto& config, auto& slice, const auto& weights, auto seed) -> std::unique_ptr<Method> {
+         return std::make_unique<RosaMethod>(config.rosa, slice, weights, seed);
+       },
+       [](const auto& config, const auto& backbone) { return count_rosa(config.rosa, backbone); }},
       {"adapter", "bottlenecks between or beside the parts of every block",
        [](const auto& config, auto& slice, const auto& weights, auto seed) -> std::unique_ptr<Method> {
          return std::make_unique<AdapterMethod>(config.adapter, slice, weights, seed);
@@ -105,6 +111,7 @@ void describe(OptionTable& table, MethodConfig& config) {
   describe(table, config.lst);
   describe(table, config.last);
   describe(table, config.lora);
+  describe(table, config.rosa);
   describe(table, config.meft);
   describe(table, config.adapter);
 }
@@ -116,9 +123,10 @@ std::unique_ptr<Method> make_method(const MethodConfig& config, model::StageSlic
 
 TrainedCount count_trained(const MethodConfig& config, const model::Backbone& backbone) {
   TrainedCount count;
-  model::visit_stored_tensors(backbone, [&](const model::LayerPlan& /*layer*/, const model::StoredWeight& stored,
+  const bool trains_head = config.method != "rosa" || config.rosa.head_trained;
+  model::visit_stored_tensors(backbone, [&](const model::LayerPlan& layer, const model::StoredWeight& stored,
                                             const std::vector<std::int64_t>& shape) {
-    if (stored.is_task && !stored.is_buffer) {
+    if ((trains_head || !layer.head) && stored.is_task && !stored.is_buffer) {
       count.head += c10::multiply_integers(shape);
     }
   });

@@ -89,6 +89,7 @@ Trainer::Trainer(const TrainerConfig& config, Worker& worker, const data::Datase
   sync_ = dist::make_gradient_sync(config.gradient_sync, *worker.mesh().replicas, active_tensors);
   tied_ = std::make_unique<TiedGradients>(worker.mesh(), active_names);
   optimizer_ = std::make_unique<optim::AdamW>(config.optimizer, std::move(parameters));
+  events_ = std::make_unique<ResamplingEvents>(worker.method(), worker.mesh(), *optimizer_, sampler_.steps_per_epoch());
   store_ = std::make_unique<checkpoint::CheckpointStore>(folder_.checkpoints(), worker.control(),
                                                          static_cast<int>(config.checkpoint.keep));
 }
@@ -242,7 +243,7 @@ void Trainer::run_evaluation(std::int64_t steps_done) {
     best_step_ = steps_done;
     evaluations_since_best_ = 0;
     if (config_.train.restore_best) {
-      for (const auto& [name, tensor] : trained_by_name()) {
+      for (const auto& [name, tensor] : worker_.result()) {
         best_tensors_[name] = tensor.clone();
       }
     }
@@ -258,61 +259,6 @@ void Trainer::run_evaluation(std::int64_t steps_done) {
     record.update(nlohmann::json(metrics));
     folder_.append_metrics(record);
   }
-}
-
-void Trainer::record_memory() {
-  std::int64_t trained = 0, gradients = 0;
-  for (const auto& [name, tensor] : trained_by_name()) {
-    trained += static_cast<std::int64_t>(tensor.nbytes());
-  }
-  for (std::size_t i = 0; i < active_.size(); ++i) {
-    gradients += static_cast<std::int64_t>(trained_at(i).value.nbytes());
-  }
-  ledger_.set_memory(MemoryKind::kFrozen, worker_.slice().frozen_bytes());
-  ledger_.set_memory(MemoryKind::kTrained, trained);
-  ledger_.set_memory(MemoryKind::kGradient, gradients);
-  ledger_.set_memory(MemoryKind::kOptimizer, optimizer_->state_bytes());
-}
-
-nlohmann::json Trainer::summarize(std::int64_t steps_done, bool is_stopped) {
-  const auto& place = worker_.place();
-  const auto parameters = worker_.count_parameters();
-  auto& control = worker_.control();
-  auto bytes = at::zeros({control.num_ranks(), 5}, at::kLong);
-  auto own = bytes[control.rank()];
-  own[0] = peak_allocated_bytes(worker_.device());
-  own[1] = ledger_.memory(MemoryKind::kFrozen);
-  own[2] = ledger_.memory(MemoryKind::kTrained);
-  own[3] = ledger_.memory(MemoryKind::kOptimizer);
-  own[4] = reduced_bytes_;
-  control.all_reduce(bytes).wait();
-  const auto column = [&](std::int64_t index) {
-    const auto values = bytes.select(1, index).contiguous();
-    return std::vector<std::int64_t>(values.const_data_ptr<std::int64_t>(),
-                                     values.const_data_ptr<std::int64_t>() + values.numel());
-  };
-  nlohmann::json record = {{"steps", steps_done},
-                           {"is_stopped", is_stopped},
-                           {"method", worker_.method().name()},
-                           {"stages", place.num_stages},
-                           {"replicas", place.num_replicas},
-                           {"threads", config_.threads},
-                           {"trained_parameters", parameters.trained},
-                           {"frozen_parameters", parameters.frozen},
-                           {"peak_allocated_bytes", column(0)},
-                           {"frozen_bytes", column(1)},
-                           {"trained_bytes", column(2)},
-                           {"optimizer_bytes", column(3)},
-                           {"checkpoint_bytes", is_writer() ? checkpoint::stored_bytes(last_checkpoint_) : 0},
-                           {"reduced_bytes_per_step", column(4)},
-                           {"samples_per_second", progress_.rows_per_second()},
-                           {"tokens_per_second", progress_.tokens_per_second()},
-                           {"train_seconds", progress_.seconds()},
-                           {"steps_this_run", progress_.steps()}};
-  if (best_value_) {
-    record["best"] = {{"metric", metric_}, {"value", *best_value_}, {"step", best_step_}};
-  }
-  return record;
 }
 
 TrainSummary Trainer::run() {
@@ -336,8 +282,12 @@ TrainSummary Trainer::run() {
   };
   bool is_stopped = false;
   std::int64_t done = start_step_;
-  progress_.resume();
   while (done < steps) {
+    if (events_->run_before(done)) {
+      progress_.end_line();
+      log_info("train", "new subspaces before step {}; {:.1f} s for such events so far", done + 1, events_->seconds());
+    }
+    progress_.resume();
     const auto reduced_before = ledger_.traffic("all_gather", "gradient") + ledger_.traffic("all_reduce", "gradient");
     const double seconds_before = progress_.seconds();
     const auto report = run_step(done);
@@ -366,7 +316,6 @@ TrainSummary Trainer::run() {
     if (is_stopped || has_lost_patience || is_due(done, config_.checkpoint.every_steps)) {
       save(done);
     }
-    progress_.resume();
     if (is_stopped || has_lost_patience) {
       if (has_lost_patience) {
         log_info("train", "no better {} in {} evaluations: stopping early after step {}", metric_,
@@ -375,9 +324,8 @@ TrainSummary Trainer::run() {
       break;
     }
   }
-  progress_.pause();
   if (!is_stopped && config_.train.restore_best && !best_tensors_.empty()) {
-    worker_.load_trained(best_tensors_);
+    worker_.load_result(best_tensors_);
   }
   TrainSummary summary{done, is_stopped, best_value_.value_or(0), metric_, best_step_, summarize(done, is_stopped)};
   if (!is_stopped && dataset_.has_split("test")) {

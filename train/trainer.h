@@ -20,6 +20,7 @@
 #include "train/config.h"
 #include "train/metrics.h"
 #include "train/progress.h"
+#include "train/resampling.h"
 #include "train/run_folder.h"
 #include "train/tied_gradients.h"
 #include "train/worker.h"
@@ -94,13 +95,14 @@ class Trainer {
   std::unique_ptr<dist::GradientSync> sync_;
   std::unique_ptr<TiedGradients> tied_;
   std::unique_ptr<optim::AdamW> optimizer_;
+  std::unique_ptr<ResamplingEvents> events_;
   std::string metric_;
   Progress progress_;
 
   std::int64_t start_step_ = 0;
   std::int64_t last_saved_step_ = -1;
   std::filesystem::path last_checkpoint_;
-  std::map<std::string, at::Tensor> best_tensors_;
+  std::map<std::string, at::Tensor> best_tensors_;  ///< of worker_.result()
   std::optional<double> best_value_;
   std::int64_t best_step_ = -1;
   std::int64_t evaluations_since_best_ = 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a checkpoint of the trainer holds, and going on from one: trained tensors, moments, the best tensors, the
-// position. The position is the step alone, since the sampler and all randomness are functions of it.
+// What a checkpoint of the trainer holds, and going on from one: trained and kept tensors, moments, the best tensors,
+// the position. The position is the step alone, since the sampler and all randomness are functions of it.
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <spdlog/fmt/fmt.h>
@@ -17,6 +17,7 @@ namespace espalier::train {
 namespace {
 
 constexpr const char* kTrainedPrefix = "trained/";
+constexpr const char* kKeptPrefix = "kept/";
 constexpr const char* kMomentPrefix = "optimizer/";
 constexpr const char* kBestPrefix = "best/";
 
@@ -54,12 +55,15 @@ void Trainer::save(std::int64_t steps_done) {
     for (const auto& tensor : worker_.method().trained()) {
       if (!tensor.is_copy) saved.insert(tensor.name);
     }
+    const auto kept = worker_.method().kept_tensors();
+    for (const auto& [name, tensor] : kept) saved.insert(name);
     const auto add = [&](const char* prefix, const std::map<std::string, at::Tensor>& by_name) {
       for (const auto& [name, tensor] : by_name) {
         if (saved.contains(name.substr(0, name.find('/')))) tensors.emplace(prefix + name, tensor);
       }
     };
     add(kTrainedPrefix, trained_by_name());
+    add(kKeptPrefix, kept);
     add(kMomentPrefix, optimizer_->state());
     add(kBestPrefix, best_tensors_);
   }
@@ -122,6 +126,10 @@ void Trainer::resume() {
   for (const auto& [name, tensor] : trained_by_name()) {
     loaded->read_into(kTrainedPrefix + name, tensor);
   }
+  for (const auto& [name, tensor] : worker_.method().kept_tensors()) {
+    loaded->read_into(kKeptPrefix + name, tensor);
+  }
+  events_->resume_at(loaded->step());
   for (const auto& [name, tensor] : optimizer_->state()) {
     loaded->read_into(kMomentPrefix + name, tensor);
   }
@@ -130,7 +138,7 @@ void Trainer::resume() {
     best_value_ = state.at("best_value").get<double>();
   }
   if (best_step_ >= 0 && config_.train.restore_best) {
-    for (const auto& [name, tensor] : trained_by_name()) {
+    for (const auto& [name, tensor] : worker_.result()) {
       auto best = at::empty_like(tensor);
       loaded->read_into(kBestPrefix + name, best);
       best_tensors_[name] = best;
@@ -140,7 +148,6 @@ void Trainer::resume() {
   start_step_ = loaded->step();
   last_checkpoint_ = loaded->folder();
   last_saved_step_ = start_step_;
-  optimizer_->set_num_steps(start_step_);
   if (is_writer()) {
     folder_.truncate_metrics(start_step_);
   }

@@ -67,22 +67,36 @@ MicroBatch make_micro_batch(const model::Backbone& backbone, int index, model::N
   return {index, std::move(inputs), shape};
 }
 
-void Worker::load_trained(const std::map<std::string, at::Tensor>& tensors) {
-  const at::NoGradGuard no_grad;
+std::map<std::string, at::Tensor> Worker::result() const {
+  std::map<std::string, at::Tensor> tensors = method_->kept_tensors();
   for (const auto& trained : method_->trained()) {
-    const auto found = tensors.find(trained.name);
+    tensors.emplace(trained.name, trained.value.detach());
+  }
+  return tensors;
+}
+
+void Worker::load_result(const std::map<std::string, at::Tensor>& tensors) {
+  const at::NoGradGuard no_grad;
+  const auto load = [&](const std::string& name, at::Tensor value) {
+    const auto found = tensors.find(name);
     if (found == tensors.end()) {
-      throw ConfigError(fmt::format(
-          "adapter: expected trained tensor '{}' of method {}, found {} other tensors; the adapter was made "
-          "with other peft options or for another backbone",
-          trained.name, method_->name(), tensors.size()));
+      throw ConfigError(
+          fmt::format("adapter: expected tensor '{}' of method {}, found {} other tensors; the adapter was made with "
+                      "other peft options or for another backbone",
+                      name, method_->name(), tensors.size()));
     }
-    if (found->second.sizes() != trained.value.sizes()) {
-      throw ConfigError(fmt::format("adapter: tensor '{}': expected shape [{}], found [{}]", trained.name,
-                                    fmt::join(trained.value.sizes(), ", "), fmt::join(found->second.sizes(), ", ")));
+    if (found->second.sizes() != value.sizes()) {
+      throw ConfigError(fmt::format("adapter: tensor '{}': expected shape [{}], found [{}]", name,
+                                    fmt::join(value.sizes(), ", "), fmt::join(found->second.sizes(), ", ")));
     }
-    auto value = trained.value;
     value.copy_(found->second);
+  };
+  // A tied tensor has a place of its own on every stage that reads it, each to be loaded.
+  for (const auto& trained : method_->trained()) {
+    load(trained.name, trained.value);
+  }
+  for (const auto& [name, value] : method_->kept_tensors()) {
+    load(name, value);
   }
 }
 

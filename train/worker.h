@@ -64,9 +64,11 @@ class Worker {
   /// Collective: every rank.
   [[nodiscard]] ParameterCount count_parameters();
 
-  /// Copies trained tensors by canonical name. Throws: ConfigError naming a trained tensor that `tensors` lacks or that
-  /// has another shape, and names that nothing here or on another stage would take.
-  void load_trained(const std::map<std::string, at::Tensor>& tensors);
+  /// What this stage's training made, by canonical name: the trained tensors, of places of a tied one the first, and
+  /// those that the method keeps beside them. Live, without grad.
+  [[nodiscard]] std::map<std::string, at::Tensor> result() const;
+  /// Copies these back. Throws: ConfigError naming a tensor that `tensors` lacks or that has another shape.
+  void load_result(const std::map<std::string, at::Tensor>& tensors);
 
  private:
   model::Backbone backbone_;

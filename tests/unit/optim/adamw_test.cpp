@@ -139,6 +139,27 @@ TEST(AdamW, GivesAParameterEqualBitsWhateverOthersShareItsRank) {
   }
 }
 
+TEST(AdamW, RestartsNamedParametersAsIfTheyWereNewAndLeavesTheOthers) {
+  const auto parameters = some_parameters();
+  std::vector<HandWrittenAdamW> oracles;
+  for (const Parameter& parameter : parameters) oracles.emplace_back(OptimizerConfig{}, parameter);
+  AdamW optimizer({}, parameters);
+  for (int step = 0; step < 6; ++step) {
+    if (step == 2 || step == 4) {
+      optimizer.restart({"dense.weight", "side.gate", "another.stage"});
+      for (const std::size_t i : {0, 2}) oracles[i] = HandWrittenAdamW({}, parameters[i]);
+    }
+    const auto gradients = gradients_of_step(parameters, step);
+    optimizer.step(gradients, 0.05);
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      oracles[i].step(gradients[i], 0.05);
+      EXPECT_TRUE(at::allclose(parameters[i].value, oracles[i].value(), 1e-5, 1e-6))
+          << parameters[i].name << " after step " << step;
+    }
+  }
+  EXPECT_EQ(optimizer.num_steps(), 6);
+}
+
 TEST(AdamW, KeepsTwoMomentsPerTrainedElementAndNothingElse) {
   AdamW optimizer({}, some_parameters());
   EXPECT_EQ(optimizer.state_bytes(), 2 * 4 * (15 + 3 + 1 + 70));

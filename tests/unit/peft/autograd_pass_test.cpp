@@ -58,6 +58,7 @@ TEST(AutogradPass, SendsBackOnlyWhatSomeoneBelowNeeds) {
   const std::map<std::string, std::vector<std::string>> expected = {{"lst", {"side.hidden"}},
                                                                     {"last", {"side.delta"}},
                                                                     {"lora", {"hidden"}},
+                                                                    {"rosa", {"hidden"}},
                                                                     {"full", {"hidden"}},
                                                                     {"probe", {}},
                                                                     {"adapter", {"hidden"}},

@@ -58,10 +58,15 @@ model::ForwardContext training_context() {
   return {.is_training = true, .key = {.seed = 5, .step = 3, .micro_batch = 2}};
 }
 
-Stages::Stages(const TinyModel& tiny, const MethodConfig& config, int num_stages, const model::SliceOptions& options) {
+Stages::Stages(const TinyModel& tiny, const MethodConfig& config, int num_stages, const model::SliceOptions& options,
+               bool runs_first_event) {
   for (const model::LayerRange range : model::plan_stages(tiny.backbone, num_stages)) {
     slices.push_back(std::make_unique<model::StageSlice>(tiny.backbone, range, *tiny.weights, options));
     methods.push_back(make_method(config, *slices.back(), *tiny.weights, /*seed=*/11));
+    Resampling* resampling = runs_first_event ? methods.back()->resampling() : nullptr;
+    for (int j = 0; resampling != nullptr && j < resampling->num_weights(); ++j) {
+      resampling->resample(j, /*event=*/0);
+    }
   }
 }
 
@@ -180,6 +185,7 @@ std::vector<MethodConfig> all_methods() {
   dropped.lst.layers = {0, 2};
   MethodConfig last{.method = "last", .last = {.rank = 4, .group_size = 2, .up_deviation = 0.3}};
   MethodConfig lora{.method = "lora", .lora = {.rank = 2, .dropout = 0.1}};
+  MethodConfig rosa{.method = "rosa", .rosa = {.rank = 2}};
   MethodConfig houlsby{.method = "adapter", .adapter = {.rank = 4, .dropout = 0.1, .norms_trained = true}};
   MethodConfig parallel{.method = "adapter", .adapter = {.placement = "parallel", .rank = 4}};
   MethodConfig meft{.method = "meft", .meft = {.rank = 4}}, mirrored = meft, halved = meft;
@@ -190,6 +196,7 @@ std::vector<MethodConfig> all_methods() {
           dropped,
           last,
           lora,
+          rosa,
           houlsby,
           parallel,
           meft,

@@ -54,7 +54,9 @@ at::Tensor logits_gradient(const at::Tensor& logits);
 /// All stages of one layout.
 class Stages {
  public:
-  Stages(const TinyModel& tiny, const MethodConfig& config, int num_stages, const model::SliceOptions& options = {});
+  /// `runs_first_event`: what a trainer does before the first step (Resampling).
+  Stages(const TinyModel& tiny, const MethodConfig& config, int num_stages, const model::SliceOptions& options = {},
+         bool runs_first_event = true);
 
   /// Forward and backward of one micro-batch; expects every carry to be as planned.
   Step step(model::NamedTensors batch, const model::ForwardContext& context,

@@ -28,6 +28,8 @@ class FamilyLayouts : public testing::TestWithParam<std::tuple<const char*, cons
     request_.peft.method = method;
     request_.peft.lora.rank = 4;
     request_.peft.adapter.rank = 4;
+    request_.peft.rosa.rank = 4;
+    request_.peft.rosa.every_steps = 6;
     request_.peft.lst.reduction = 2;
   }
   RunOutcome run(const std::string& name, Layout layout) {
@@ -63,7 +65,8 @@ INSTANTIATE_TEST_SUITE_P(Families, FamilyLayouts,
                          });
 
 INSTANTIATE_TEST_SUITE_P(Baselines, FamilyLayouts,
-                         testing::Values(std::tuple("t5", "adapter"), std::tuple("opt", "adapter"),
+                         testing::Values(std::tuple("t5", "adapter"), std::tuple("t5", "rosa"),
+                                         std::tuple("gpt2", "rosa"), std::tuple("opt", "adapter"),
                                          std::tuple("bart", "bitfit"), std::tuple("vit", "bitfit")),
                          [](const auto& tested) {
                            return std::string(std::get<0>(tested.param)) + "_" + std::get<1>(tested.param);

@@ -24,6 +24,7 @@ class Layouts : public testing::TestWithParam<const char*> {
     request_.dataset = write_tiny_dataset({}, folder_ / "data.h5");
     request_.peft.method = GetParam();
     request_.peft.adapter.rank = 4;
+    request_.peft.rosa.every_steps = 4;
     request_.pooling = request_.peft.method == "probe" ? "mean" : "auto";
   }
   RunOutcome run(const std::string& name, Layout layout) {
@@ -62,7 +63,7 @@ TEST_P(Layouts, ScheduleAndGradientStrategyDoNotChangeTheResult) {
   expect_same_bits(run("gpipe", {2, 2}), expected, "gpipe, naive");
 }
 
-INSTANTIATE_TEST_SUITE_P(Methods, Layouts, testing::Values("lst", "lora", "adapter", "bitfit", "full", "probe"),
+INSTANTIATE_TEST_SUITE_P(Methods, Layouts, testing::Values("lst", "lora", "adapter", "bitfit", "rosa", "full", "probe"),
                          [](const auto& tested) { return std::string(tested.param); });
 
 TEST(Traffic, OnlyTrainedBytesAreReduced) {

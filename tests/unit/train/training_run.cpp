@@ -54,6 +54,7 @@ RunOutcome run_training(const RunRequest& request, Layout layout) {
     config.data.micro_batch_size = 3;
     config.optimizer.learning_rate = request.learning_rate;
     config.optimizer.epsilon = request.epsilon;
+    config.optimizer.weight_decay = request.weight_decay;
     config.gradient_sync.strategy = request.strategy;
     config.gradient_sync.bucket_bytes = 4096;
     config.parallel = parallel;
@@ -62,16 +63,13 @@ RunOutcome run_training(const RunRequest& request, Layout layout) {
     config.train.stop_at_step = request.stop_at_step;
     config.train.evaluate_every_steps = request.evaluate_every_steps;
     config.train.patience = request.patience;
+    config.train.restore_best = request.restore_best;
     config.run_folder = request.folder;
     config.numeric_options = "test";
     const std::atomic<bool> stop{false};
     train::Trainer trainer(config, worker, dataset, ledger, stop);
     auto summary = trainer.run();
-    std::map<std::string, at::Tensor> trained;
-    for (const auto& tensor : worker.method().trained()) {
-      trained.emplace(tensor.name, tensor.value.detach());
-    }
-    auto gathered = train::gather_stages(worker.mesh(), trained);
+    auto gathered = train::gather_stages(worker.mesh(), worker.result());
     if (world.rank() == 0) {
       const std::lock_guard lock(mutex);
       outcome.trained = std::move(gathered);

@@ -32,13 +32,15 @@ struct RunRequest {
   double epsilon = 1e-8;
   std::string device = "cpu";
   std::int64_t evaluate_every_steps = 0;
+  double weight_decay = 0;
+  bool restore_best = true;
 };
 
 /// What a run left behind.
 struct RunOutcome {
   std::vector<double> losses;                 ///< by step, from metrics.jsonl
   std::vector<double> gradient_norms;         ///< the same
-  std::map<std::string, at::Tensor> trained;  ///< over all stages
+  std::map<std::string, at::Tensor> trained;  ///< over all stages, with what a method keeps beside it
   nlohmann::json summary;
   std::map<std::string, std::int64_t> traffic;  ///< of rank 0
 };

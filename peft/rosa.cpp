@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "peft/rosa.h"
+
+#include <ATen/ATen.h>
+#include <spdlog/fmt/fmt.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "common/error.h"
+#include "peft/trained_set.h"
+
+namespace espalier::peft {
+namespace {
+
+constexpr const char* kTargetsKey = "peft.rosa.targets";
+
+void check(const RosaConfig& config, const model::Backbone& backbone) {
+  check_targets(kTargetsKey, config.targets, backbone);
+  if (config.rank >= 1 && config.rank != std::floor(config.rank)) {
+    throw ConfigError(fmt::format(
+        "peft.rosa.rank: expected an integer, or a share of the smaller width below 1, found {}", config.rank));
+  }
+  if (config.split == "random_add" && config.trained_factors == "b") {
+    throw ConfigError(
+        "peft.rosa.trained_factors=b: expected both or a with split=random_add, whose A starts at 0 and would hold B's "
+        "gradient at 0, found b");
+  }
+}
+
+bool trains(const RosaConfig& config, const char* factor) {
+  return config.trained_factors == "both" || config.trained_factors == factor;
+}
+
+}  // namespace
+
+void describe(OptionTable& table, RosaConfig& config) {
+  table.add("peft.rosa.rank", config.rank)
+      .above(0)
+      .help(
+          "Directions of a weight that train at a time: an integer, or below 1 a share of the weight's smaller width. "
+          "From that width on the weight itself trains.");
+  table.add(kTargetsKey, config.targets)
+      .help("Roles of the linears that are adapted, in every block: as of peft.lora.targets.");
+  table.add("peft.rosa.sampling", config.sampling)
+      .choices({"window", "uniform", "top", "bottom"})
+      .help(
+          "Which singular directions an event draws. window: consecutive ones. uniform: any. top, bottom: those of the "
+          "largest, the smallest singular values.");
+  table.add("peft.rosa.sigma", config.sigma)
+      .choices({"a", "both"})
+      .help("Where the singular values go: onto A, or their root onto A and onto B.");
+  table.add("peft.rosa.split", config.split)
+      .choices({"subspace", "add", "random_add"})
+      .help(
+          "subspace: the directions leave the frozen rest, so the function stays. add: they stay in it too, so it does "
+          "not. random_add: A is 0 and B random.");
+  table.add("peft.rosa.trained_factors", config.trained_factors)
+      .choices({"both", "a", "b"})
+      .help("Which factors train.");
+  table.add("peft.rosa.every_epochs", config.every_epochs)
+      .at_least(0)
+      .unit("epochs")
+      .help("Directions are drawn anew before every so many epochs. 0: before the first step alone.");
+  table.add("peft.rosa.every_steps", config.every_steps)
+      .at_least(0)
+      .unit("steps")
+      .help("The same in optimizer steps, in place of peft.rosa.every_epochs. 0: by epochs.");
+  table.add("peft.rosa.head_trained", config.head_trained)
+      .help("The task head trains. false: it stays as it starts, at random if the folder has none.");
+  table.add("peft.rosa.svd_type", config.svd_type)
+      .choices({"fp32", "fp64"})
+      .help("Type in which weights are merged and cut. fp64: closer to the same function, at twice the time.");
+}
+
+std::int64_t rosa_rank(const RosaConfig& config, const LinearTarget& target) {
+  const std::int64_t size = target.smaller_width();
+  if (config.rank >= 1) {
+    return std::min(static_cast<std::int64_t>(config.rank), size);
+  }
+  // 0.1 * 1280 must not become 127.
+  const auto share = static_cast<std::int64_t>(std::floor(config.rank * static_cast<double>(size) + 1e-9));
+  return std::max<std::int64_t>(1, share);
+}
+
+std::int64_t count_rosa(const RosaConfig& config, const model::Backbone& backbone) {
+  check(config, backbone);
+  std::int64_t count = 0;
+  for (const model::LayerPlan& layer : backbone.chain) {
+    if (!layer.block) {
+      continue;
+    }
+    for (const LinearTarget& target : plan_targets(config.targets, *layer.block)) {
+      const std::int64_t rank = rosa_rank(config, target);
+      if (rank == target.smaller_width()) {
+        count += target.in_features * target.out_features;
+      } else {
+        count += trains(config, "a") ? rank * target.in_features : 0;
+        count += trains(config, "b") ? rank * target.out_features : 0;
+      }
+    }
+  }
+  return count;
+}
+
+at::Tensor RosaDelta::forward(const at::Tensor& x, const model::ForwardContext& /*context*/) const {
+  return at::linear(at::linear(x, a.to(x.scalar_type())), b.to(x.scalar_type()));
+}
+
+RosaMethod::RosaMethod(const RosaConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
+                       std::uint64_t seed)
+    : ChainMethod(slice, {.first_trained_layer = first_trained_by_blocks(slice.backbone())}),
+      config_(config),
+      seed_(seed) {
+  check(config_, slice.backbone());
+  for (const auto& layer : slice.layers()) {
+    if (model::TransformerBlock* block = layer->block()) {
+      const auto targets = plan_targets(config_.targets, block->spec());
+      block->visit_linears([&](const std::string& role, model::Linear& linear) {
+        const auto target = std::find_if(targets.begin(), targets.end(),
+                                         [&](const LinearTarget& planned) { return planned.role == role; });
+        if (target != targets.end()) {
+          adapt(*layer, *target, linear, weights);
+        }
+      });
+    }
+    if (layer->plan().head && !config_.head_trained) {
+      keep_head(*layer, weights);
+    } else {
+      train_task_weights(slice, *layer, weights, trained());
+    }
+  }
+}
+
+void RosaMethod::adapt(model::Layer& layer, const LinearTarget& target, model::Linear& linear,
+                       const model::WeightSource& weights) {
+  const std::string name = layer.plan().name + "." + target.role;
+  const std::int64_t rank = rosa_rank(config_, target);
+  // In fp32 whatever the compute type: a rest that is rounded is no longer what the factors were taken from.
+  own_weight(slice(), layer.plan(), target.role + ".weight", weights, linear.weight);
+  if (rank == target.smaller_width()) {
+    trained().push_back({.name = name + ".weight", .value = linear.weight});
+    return;
+  }
+  linear.weight.requires_grad_(false);
+  kept_.emplace(name + ".weight", linear.weight);
+  auto delta = std::make_shared<RosaDelta>();
+  const auto add_factor = [&](const char* factor, at::IntArrayRef shape) {
+    const std::string full = name + ".rosa_" + factor;
+    TrainedTensor tensor = make_trained(full, at::zeros(shape), slice().options().device);
+    if (trains(config_, factor)) {
+      trained().push_back(tensor);
+    } else {
+      kept_.emplace(full, tensor.value.requires_grad_(false));
+    }
+    return tensor.value;
+  };
+  delta->a = add_factor("a", {rank, target.in_features});
+  delta->b = add_factor("b", {target.out_features, rank});
+  weights_.push_back({name, {linear.weight, delta->a, delta->b}});
+  linear.delta = std::move(delta);
+}
+
+void RosaMethod::keep_head(model::Layer& layer, const model::WeightSource& weights) {
+  if (!slice().has_task_head()) {
+    return;  // a language model's is part of the backbone
+  }
+  layer.visit_weights([&](const std::string& role, at::Tensor& slot, const std::vector<std::int64_t>& /*shape*/) {
+    own_weight(slice(), layer.plan(), role, weights, slot);
+    kept_.emplace(layer.plan().name + "." + role, slot.requires_grad_(false));
+  });
+}
+
+std::optional<std::int64_t> RosaMethod::event_before(std::int64_t step, std::int64_t steps_per_epoch) const {
+  if (step == 0) {
+    return 0;
+  }
+  if (config_.every_steps > 0) {
+    return step % config_.every_steps == 0 ? std::optional(step / config_.every_steps) : std::nullopt;
+  }
+  const std::int64_t epoch = step / steps_per_epoch + 1;  // the one that begins, counted from 1
+  if (config_.every_epochs == 0 || step % steps_per_epoch != 0 || epoch % config_.every_epochs != 0) {
+    return std::nullopt;
+  }
+  // Before the first epoch there is one event, whether the count asks for another there or not.
+  return epoch / config_.every_epochs - 1 / config_.every_epochs;
+}
+
+WeightParts RosaMethod::parts(int weight) {
+  const auto& [name, parts] = weights_.at(static_cast<std::size_t>(weight));
+  return {{name + ".weight", parts.rest.detach()},
+          {name + ".rosa_a", parts.a.detach()},
+          {name + ".rosa_b", parts.b.detach()}};
+}
+
+void RosaMethod::resample(int weight, std::int64_t event) {
+  Weight& chosen = weights_.at(static_cast<std::size_t>(weight));
+  peft::resample(chosen.parts, config_, seed_, event, chosen.name);
+}
+
+std::vector<std::pair<std::string, std::string>> RosaMethod::describe_export() const {
+  return {{"rank", nlohmann::json(config_.rank).dump()},
+          {"targets", nlohmann::json(config_.targets).dump()},
+          {"sampling", nlohmann::json(config_.sampling).dump()},
+          {"sigma", nlohmann::json(config_.sigma).dump()},
+          {"split", nlohmann::json(config_.split).dump()},
+          {"trained_factors", nlohmann::json(config_.trained_factors).dump()},
+          {"every_epochs", nlohmann::json(config_.every_epochs).dump()},
+          {"every_steps", nlohmann::json(config_.every_steps).dump()},
+          {"head_trained", nlohmann::json(config_.head_trained).dump()},
+          {"svd_type", nlohmann::json(config_.svd_type).dump()}};
+}
+
+}  // namespace espalier::peft

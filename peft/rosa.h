@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// ROSA, random subspace adaptation (Hameed et al., 2024): y = W_f x + b + B (A x), where A and B are r singular
+// directions of the weight and train, and W_f, the rest, stays. From time to time the product is merged back and other
+// directions are drawn (peft/rosa_split.h), so what is learned is not limited to rank r. docs/methods/rosa.md.
+#pragma once
+
+#include "common/options.h"
+#include "peft/chain_method.h"
+#include "peft/linear_targets.h"
+#include "peft/rosa_split.h"
+
+namespace espalier::peft {
+
+/// Keys "peft.rosa.*".
+void describe(OptionTable& table, RosaConfig& config);
+
+/// Rank of the factors of `target`: the option's integer, or its share of the smaller width, at least 1. From the
+/// smaller width on the weight itself trains.
+std::int64_t rosa_rank(const RosaConfig& config, const LinearTarget& target);
+
+/// Trained scalars without the task head. Throws: ConfigError for options that contradict each other.
+std::int64_t count_rosa(const RosaConfig& config, const model::Backbone& backbone);
+
+class RosaDelta final : public model::LinearDelta {
+ public:
+  // R rank
+  at::Tensor a;  ///< [R, in]
+  at::Tensor b;  ///< [out, R]
+  /// Thin products: B A is never formed.
+  [[nodiscard]] at::Tensor forward(const at::Tensor& x, const model::ForwardContext& context) const override;
+};
+
+/// Starts as the backbone with factors of zero: the first event (event 0) gives them their directions.
+class RosaMethod final : public ChainMethod, public Resampling {
+ public:
+  RosaMethod(const RosaConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
+             std::uint64_t seed);
+  [[nodiscard]] std::string_view name() const override { return "rosa"; }
+  [[nodiscard]] Route route() const override { return Route::kThrough; }
+  [[nodiscard]] std::map<std::string, at::Tensor> kept_tensors() const override { return kept_; }
+  [[nodiscard]] Resampling* resampling() override { return this; }
+  [[nodiscard]] std::vector<std::pair<std::string, std::string>> describe_export() const override;
+
+  [[nodiscard]] std::optional<std::int64_t> event_before(std::int64_t step,
+                                                         std::int64_t steps_per_epoch) const override;
+  [[nodiscard]] int num_weights() const override { return static_cast<int>(weights_.size()); }
+  [[nodiscard]] WeightParts parts(int weight) override;
+  void resample(int weight, std::int64_t event) override;
+
+ private:
+  struct Weight {
+    std::string name;  ///< of the linear: "encoder.0.attention.query"
+    RosaParts parts;
+  };
+  void adapt(model::Layer& layer, const LinearTarget& target, model::Linear& linear,
+             const model::WeightSource& weights);
+  void keep_head(model::Layer& layer, const model::WeightSource& weights);
+
+  RosaConfig config_;
+  std::uint64_t seed_;
+  std::vector<Weight> weights_;
+  std::map<std::string, at::Tensor> kept_;
+};
+
+}  // namespace espalier::peft
