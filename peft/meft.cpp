@@ -6,11 +6,14 @@
 #include <ATen/core/grad_mode.h>
 #include <spdlog/fmt/fmt.h>
 
+#include <algorithm>
+#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "common/check.h"
 #include "common/error.h"
 #include "model/initial.h"
+#include "peft/lora.h"
 #include "peft/trained_set.h"
 
 namespace espalier::peft {
@@ -30,18 +33,23 @@ MeftSetting make_setting(const MeftConfig& config, const model::StageSlice& slic
 
 }  // namespace
 
-MeftMethod::MeftMethod(const MeftConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
+std::int64_t count_meft_factors(const MethodConfig& config, const model::Backbone& backbone) {
+  return config.meft.factors == "lora" ? count_lora(config.lora, backbone) : 0;
+}
+
+MeftMethod::MeftMethod(const MethodConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
                        std::uint64_t seed)
-    : config_(config), slice_(slice), setting_(make_setting(config, slice)) {
+    : config_(config.meft), slice_(slice), setting_(make_setting(config.meft, slice)) {
   check_cut(slice.range().first);
   check_cut(slice.range().end);
   const model::Backbone& backbone = slice.backbone();
   const MeftPlan& plan = setting_.plan;
+  if (config_.factors == "lora") factors_ = std::make_unique<LoraMethod>(config.lora, slice, weights, seed);
   for (const auto& layer : slice.layers()) {
     const int index = static_cast<int>(layer->plan().index);
     if (plan.is_adapted(index)) {
       blocks_.emplace(std::piecewise_construct, std::forward_as_tuple(index),
-                      std::forward_as_tuple(config_, plan, slice, *layer, seed, trained_));
+                      std::forward_as_tuple(config_, plan, slice, *layer, factors_of(*layer), seed, trained_));
       continue;
     }
     const int first = static_cast<int>(trained_.size());
@@ -53,9 +61,30 @@ MeftMethod::MeftMethod(const MeftConfig& config, model::StageSlice& slice, const
       trained_.push_back(make_trained(name, start, slice.options().device));
       merge_weights_.emplace(index, trained_.back().value);
     }
-    train_task_weights(slice, *layer, weights, trained_);
+    if (factors_) {
+      const auto task = factors_of(*layer);
+      trained_.insert(trained_.end(), task.begin(), task.end());
+    } else {
+      train_task_weights(slice, *layer, weights, trained_);
+    }
     joint_trained_[index] = {first, {trained_.begin() + first, trained_.end()}};
   }
+}
+
+std::vector<TrainedTensor> MeftMethod::factors_of(const model::Layer& layer) const {
+  std::vector<TrainedTensor> found;
+  if (!factors_) return found;
+  std::copy_if(factors_->trained().begin(), factors_->trained().end(), std::back_inserter(found),
+               [&](const TrainedTensor& tensor) { return tensor.name.starts_with(layer.plan().name + "."); });
+  return found;
+}
+
+std::map<std::string, at::Tensor> MeftMethod::kept_tensors() const {
+  return factors_ ? factors_->kept_tensors() : Method::kept_tensors();
+}
+
+Resampling* MeftMethod::resampling() {
+  return factors_ ? factors_->resampling() : nullptr;
 }
 
 void MeftMethod::check_cut(int layer) const {
@@ -238,6 +267,11 @@ std::vector<std::pair<std::string, std::string>> MeftMethod::describe_export() c
       merges[block.substr(0, block.rfind('.'))] = merge_name(plan.merges[layer.index - 1]);
     }
   }
+  auto factors = nlohmann::json::object();
+  if (factors_) {
+    factors["kind"] = factors_->name();
+    for (const auto& [key, text] : factors_->describe_export()) factors[key] = nlohmann::json::parse(text);
+  }
   return {{"variant", nlohmann::json(plan.variant).dump()},
           {"rank", nlohmann::json(config_.rank).dump()},
           {"lambda", nlohmann::json(plan.lambda.value).dump()},
@@ -245,6 +279,7 @@ std::vector<std::pair<std::string, std::string>> MeftMethod::describe_export() c
           {"blocks", nlohmann::json(adapted).dump()},
           {"merge", nlohmann::json(merges).dump()},
           {"norm_in_adapter", nlohmann::json(config_.norm_in_adapter).dump()},
+          {"factors", factors.dump()},
           {"inversion", nlohmann::json(config_.inversion).dump()},
           {"fraction_bits", nlohmann::json(config_.fraction_bits).dump()}};
 }

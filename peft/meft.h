@@ -19,11 +19,14 @@
 
 namespace espalier::peft {
 
+/// Trained scalars of the factors inside F and G.
+std::int64_t count_meft_factors(const MethodConfig& config, const model::Backbone& backbone);
+
 class MeftMethod final : public Method {
  public:
   /// Throws: ConfigError for options that do not fit the backbone, and for an inversion whose results would depend on
   /// where the stages are cut.
-  MeftMethod(const MeftConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
+  MeftMethod(const MethodConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
              std::uint64_t seed);
   [[nodiscard]] std::string_view name() const override { return "meft"; }
   [[nodiscard]] Route route() const override { return Route::kReversible; }
@@ -34,6 +37,8 @@ class MeftMethod final : public Method {
   [[nodiscard]] StageResult forward(model::Carry incoming, const model::StageInputs& inputs,
                                     const model::ForwardContext& context, bool keeps_pass) override;
   [[nodiscard]] std::vector<std::pair<std::string, std::string>> describe_export() const override;
+  [[nodiscard]] std::map<std::string, at::Tensor> kept_tensors() const override;
+  [[nodiscard]] Resampling* resampling() override;
   /// Largest relative error of the inverted streams, once the first backward has measured it.
   [[nodiscard]] std::optional<double> inversion_error() const { return setting_.check.error(); }
 
@@ -46,6 +51,8 @@ class MeftMethod final : public Method {
     bool is_checked = false;
   };
   void check_cut(int layer) const;
+  /// What the method of the factors trains in `layer`.
+  [[nodiscard]] std::vector<TrainedTensor> factors_of(const model::Layer& layer) const;
   [[nodiscard]] bool is_anchor(int layer) const;
   [[nodiscard]] bool is_reversible_here(int layer) const;
   [[nodiscard]] MeftBlockStep::Neighbours neighbours_of(int layer) const;
@@ -62,6 +69,7 @@ class MeftMethod final : public Method {
   model::StageSlice& slice_;
   MeftSetting setting_;
   bool is_started_ = false;
+  std::unique_ptr<Method> factors_;          ///< puts factors on the linears; null: none. Never run.
   std::map<int, MeftBlock> blocks_;          ///< by index in the chain
   std::map<int, at::Tensor> merge_weights_;  ///< [D, 2D] of the concat merge, by the layer that reads it
   std::map<int, TrainedRange> joint_trained_;

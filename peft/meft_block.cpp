@@ -4,6 +4,8 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "common/error.h"
@@ -36,18 +38,22 @@ GradientSink TrainedRange::sink_into(const GradientSink& sink) const {
 }
 
 MeftBlock::MeftBlock(const MeftConfig& config, const MeftPlan& plan, const model::StageSlice& slice,
-                     model::Layer& layer, std::uint64_t seed, std::vector<TrainedTensor>& trained)
+                     model::Layer& layer, const std::vector<TrainedTensor>& factors, std::uint64_t seed,
+                     std::vector<TrainedTensor>& trained)
     : variant_(plan.variant), compute_type_(slice.options().compute_type), layer_(layer) {
-  auto* half = &f_trained_;
+  auto half = Half::kF;
   for (const MeftAdapter adapter : meft_adapters(plan)) {
     const AdapterPlace place = place_of(adapter);
     const auto spec = meft_bottleneck(config, slice.backbone(), layer.block()->spec(), adapter);
     auto bottleneck =
         std::make_shared<Bottleneck>(spec, model::LayerPlace{RandomDomain::kAdapter, layer.plan().index}, place.site);
-    half->first = static_cast<int>(trained.size());
+    TrainedRange& range = half == Half::kF ? f_trained_ : g_trained_;
+    range.first = static_cast<int>(trained.size());
     train_bottleneck(*bottleneck, layer.plan().name + "." + place.name, seed, slice.options().device, trained);
-    half->tensors.assign(trained.begin() + half->first, trained.end());
-    half = &g_trained_;
+    std::copy_if(factors.begin(), factors.end(), std::back_inserter(trained),
+                 [&](const TrainedTensor& factor) { return half_of(factor.name) == half; });
+    range.tensors.assign(trained.begin() + range.first, trained.end());
+    half = Half::kG;
     if (adapter == MeftAdapter::kReversible) {
       between_ = std::move(bottleneck);
     } else {
@@ -56,6 +62,11 @@ MeftBlock::MeftBlock(const MeftConfig& config, const MeftPlan& plan, const model
                                 std::move(bottleneck));
     }
   }
+}
+
+MeftBlock::Half MeftBlock::half_of(const std::string& name) const {
+  if (variant_ != 3) return variant_ == 1 ? Half::kF : Half::kG;
+  return name.starts_with(layer_.plan().name + ".feed_forward.") ? Half::kG : Half::kF;
 }
 
 at::Tensor MeftBlock::run(Half half, const at::Tensor& x, Surroundings& surroundings) const {

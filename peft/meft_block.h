@@ -39,9 +39,10 @@ class MeftBlock {
     std::unique_ptr<AutogradPass> graph;  ///< from "hidden" and "memory", where asked for, to "value"
   };
 
-  /// Draws the adapters by name, appends them to `trained` and puts those that stand inside the block into `layer`.
+  /// Draws the adapters by name, puts those that stand inside the block into `layer`, and appends all that trains to
+  /// `trained`: half by half its adapter, then those of `factors`, which stand on linears of the block already.
   MeftBlock(const MeftConfig& config, const MeftPlan& plan, const model::StageSlice& slice, model::Layer& layer,
-            std::uint64_t seed, std::vector<TrainedTensor>& trained);
+            const std::vector<TrainedTensor>& factors, std::uint64_t seed, std::vector<TrainedTensor>& trained);
 
   /// F or G of `x`, real numbers [B, T, D], in the type of x. The block that makes a position bias puts it into the
   /// carry.
@@ -54,6 +55,8 @@ class MeftBlock {
   [[nodiscard]] const model::LayerPlan& place() const { return layer_.plan(); }
 
  private:
+  /// The half that a linear of the block belongs to, by the name of a tensor on it.
+  [[nodiscard]] Half half_of(const std::string& name) const;
   [[nodiscard]] bool is_whole_block(Half half) const { return variant_ == (half == Half::kF ? 1 : 2); }
 
   std::int64_t variant_;

@@ -103,6 +103,11 @@ void describe(OptionTable& table, MeftConfig& config) {
           "concat: a trained map of both. auto: the sum behind causal blocks, else the mean.");
   table.add("peft.meft.norm_in_adapter", config.norm_in_adapter)
       .help("The adapter between the streams has a trained LayerNorm in front (MEFT1, MEFT2).");
+  table.add("peft.meft.factors", config.factors)
+      .choices({"none", "lora"})
+      .help(
+          "Low-rank factors that train on linears inside the blocks besides the adapters, with the options of their "
+          "method.");
   table.add("peft.meft.inversion", config.inversion)
       .choices({"exact", "float", "anchored"})
       .help(
@@ -125,6 +130,12 @@ void describe(OptionTable& table, MeftConfig& config) {
 
 MeftPlan plan_meft(const MeftConfig& config, const model::Backbone& backbone) {
   check_variant(config, backbone);
+  if (config.factors != "none" && config.frozen_bottom > 0) {
+    throw ConfigError(fmt::format(
+        "peft.meft.frozen_bottom: expected 0 with peft.meft.factors={}, whose factors stand on the linears of every "
+        "block and would find no gradient below the streams; found {}",
+        config.factors, config.frozen_bottom));
+  }
   MeftPlan plan;
   plan.variant = config.variant;
   plan.lambda = read_scale(config, "lambda", config.lambda, config.variant == 2 ? 1 : 0.1);

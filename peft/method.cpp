@@ -65,9 +65,11 @@ const std::vector<Entry>& entries() {
        [](const auto& /*config*/, const auto& backbone) { return count_bitfit(backbone); }},
       {"meft", "adapters in a backbone made reversible, whose activations are recomputed",
        [](const auto& config, auto& slice, const auto& weights, auto seed) -> std::unique_ptr<Method> {
-         return std::make_unique<MeftMethod>(config.meft, slice, weights, seed);
+         return std::make_unique<MeftMethod>(config, slice, weights, seed);
        },
-       [](const auto& config, const auto& backbone) { return count_meft(config.meft, backbone); }},
+       [](const auto& config, const auto& backbone) {
+         return count_meft(config.meft, backbone) + count_meft_factors(config, backbone);
+       }},
       {"full", "everything",
        [](const auto& /*config*/, auto& slice, const auto& weights, auto /*seed*/) -> std::unique_ptr<Method> {
          return std::make_unique<FullMethod>(slice, weights);

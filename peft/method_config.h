@@ -81,7 +81,8 @@ struct MeftConfig {
   std::string inversion = "exact";  ///< exact | float | anchored
   std::int64_t anchor_layers = 4;
   std::int64_t fraction_bits = 20;
-  double error_limit = 1e-3;  ///< of the float inversion
+  double error_limit = 1e-3;     ///< of the float inversion
+  std::string factors = "none";  ///< none | lora, inside F and G
 };
 
 struct MethodConfig {

@@ -76,6 +76,11 @@ TEST(MeftCount, IsThePublishedOneForEveryVariant) {
   EXPECT_EQ(roberta.method + roberta.head, 1'887'618);
 }
 
+TEST(MeftCount, ContainsTheFactorsInsideTheBlocks) {
+  const auto base = bert("bert", 768, 12, 12, 30522);
+  EXPECT_EQ(count_trained({.method = "meft", .meft = {.factors = "lora"}}, base).method, 313'536 + 12 * 2 * 8 * 1536);
+}
+
 TEST(MeftCount, GrowsByTheConcatMergeAndByNorms) {
   const auto base = bert("bert", 768, 12, 12, 30522);
   EXPECT_EQ(count_meft({.merge = "concat"}, base), 313'536 + 2 * 768 * 768);
@@ -106,6 +111,7 @@ TEST(MeftPlan, RefusesWhatIsUndefined) {
               HasSubstr("peft.meft.reversible_layers: expected at most 2"));
   EXPECT_THAT(error_of({.cached_top = 5}, base), HasSubstr("peft.meft.cached_top: expected at most 4"));
   EXPECT_THAT(error_of({.reversible_layers = 3, .cached_top = 1}, base), HasSubstr("give one of them"));
+  EXPECT_THAT(error_of({.frozen_bottom = 1, .factors = "lora"}, base), HasSubstr("peft.meft.factors=lora"));
   EXPECT_THAT(error_of({.variant = 3, .norm_in_adapter = true}, base), HasSubstr("peft.meft.norm_in_adapter"));
   EXPECT_THAT(error_of({.variant = 3}, t5()), HasSubstr("peft.meft.variant: expected 1 or 2 for a decoder"));
 }

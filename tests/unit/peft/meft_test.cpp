@@ -243,6 +243,24 @@ TEST_P(Variants, OptionsComputeTheirEquations) {
   }
 }
 
+TEST_P(Variants, FactorsOfLoraTrainInsideTheBlocks) {
+  const TinyModel tiny = make_tiny({});
+  MethodConfig config = meft(GetParam(), {.factors = "lora"});
+  config.lora = {.rank = 2, .dropout = 0.1, .targets = {"attention.value", "feed_forward.down"}};
+  Stages stages(tiny, config, 1);
+  stir(stages);
+  int num_factors = 0;
+  for (const TrainedTensor& tensor : stages.trained()) {
+    if (!tensor.name.ends_with("lora_b")) continue;
+    tensor.value.detach().copy_(at::arange(tensor.value.numel()).view(tensor.value.sizes()).sin() * 0.1);
+    ++num_factors;
+  }
+  EXPECT_EQ(num_factors, 4 * 2);
+  const Step found = stages.step(make_batch(), training_context());
+  EXPECT_EQ(inversion_error(stages), 0);
+  expect_same_bits(found, ByTheBook(stages, config.meft, training_context()).step(make_batch()));
+}
+
 TEST_P(Variants, CachedBlocksGiveWhatReversibleOnesGive) {
   const TinyModel tiny = make_tiny({});
   Stages all(tiny, meft(GetParam()), 1);

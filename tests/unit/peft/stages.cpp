@@ -192,6 +192,8 @@ std::vector<MethodConfig> all_methods() {
   mirrored.meft.variant = 2;
   mirrored.meft.cached_top = 1;
   halved.meft.variant = 3;
+  halved.meft.factors = "lora";
+  halved.lora = {.rank = 2, .dropout = 0.1, .targets = {"attention.query", "feed_forward.up"}};
   return {lst,
           dropped,
           last,
