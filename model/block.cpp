@@ -182,7 +182,8 @@ at::Tensor TransformerBlock::attend(const AttentionWeights& weights, const at::T
   options.key_bias = bias.keys;
   options.dropout = context.is_training ? spec_.attention_dropout : 0;
   options.dropout_key = dropout_key(context, place_, site);
-  const auto mixed = attention(q, k, v, bias.position, options).transpose(1, 2).flatten(2);  // [B, T, H*W]
+  const auto attend_to = spec_.keeps_scores ? attention_reference : attention;
+  const auto mixed = attend_to(q, k, v, bias.position, options).transpose(1, 2).flatten(2);  // [B, T, H*W]
   return weights.output.forward(mixed, context);
 }
 

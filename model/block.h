@@ -69,6 +69,7 @@ struct BlockSpec {
   double hidden_dropout = 0;
   double attention_dropout = 0;
   double activation_dropout = 0;  ///< inside the feed-forward
+  bool keeps_scores = false;      ///< attention by its slow twin, score matrices and all: to measure what that costs
 };
 
 /// What a block reads besides its hidden state.

@@ -111,6 +111,79 @@ TEST_P(Generation, EqualsTransformersTokenForTokenOnAnyNumberOfStages) {
 INSTANTIATE_TEST_SUITE_P(Golden, Generation, testing::ValuesIn(generating_folders()),
                          [](const auto& folder) { return folder.param.filename().string(); });
 
+/// Moves every trained tensor off its start, so that the method is seen in what is generated.
+void stir(peft::Method& method) {
+  for (const auto& tensor : method.trained()) {
+    const at::Tensor value = tensor.value.detach();
+    value.add_((at::arange(value.numel()) + 1).view(value.sizes()).sin(), 0.1);
+  }
+}
+
+/// The likeliest continuation of each row alone that does not end, with the whole of it run again for every token.
+std::vector<TokenIds> continue_without_cache(Worker& worker, const model::NamedTensors& prompts, int num_new) {
+  const bool has_encoder = worker.backbone().is_encoder_decoder();
+  const auto& ids = prompts.at("input_ids");
+  std::vector<TokenIds> texts;
+  for (std::int64_t row = 0; row < ids.size(0); ++row) {
+    const auto source = ids[row].masked_select(prompts.at("attention_mask")[row].ne(0)).unsqueeze(0);
+    auto tokens = has_encoder ? at::full({1, 1}, worker.backbone().decoder_start_token_id, at::kLong) : source;
+    TokenIds text;
+    for (int i = 0; i < num_new; ++i) {
+      model::NamedTensors inputs = {{"input_ids", has_encoder ? source : tokens}};
+      if (has_encoder) inputs["decoder_input_ids"] = tokens;
+      const auto result =
+          worker.method().forward({}, worker.slice().prepare(inputs), /*context=*/{}, /*keeps_pass=*/false);
+      auto logits = result.outgoing.at("logits").select(1, -1).clone();  // [1, V]
+      for (const auto end : worker.backbone().eos_token_ids) logits.select(1, end).fill_(-1e9);
+      auto next = logits.argmax(-1, /*keepdim=*/true);
+      if (has_encoder && i == 0 && worker.backbone().forced_first_token_id >= 0) {
+        next.fill_(worker.backbone().forced_first_token_id);
+      }
+      text.push_back(next.item<std::int64_t>());
+      tokens = at::cat({tokens, next}, 1);
+    }
+    texts.push_back(text);
+  }
+  return texts;
+}
+
+class GenerationByMethod : public testing::TestWithParam<std::tuple<const char*, const char*>> {};
+
+TEST_P(GenerationByMethod, GoesOnFromItsCachesAsIfAllWereReadAgain) {
+  const auto& [folder_name, method] = GetParam();
+  const auto folder = std::filesystem::path(ESPALIER_SOURCE_DIR) / "tests/golden" / folder_name;
+  const auto golden = model::open_safetensors(folder / "golden.safetensors");
+  const auto ids = golden->get("input_ids");
+  const model::NamedTensors prompts = {
+      {"input_ids", ids},
+      {"attention_mask", golden->contains("attention_mask") ? golden->get("attention_mask") : at::ones_like(ids)}};
+  SearchConfig greedy;
+  greedy.max_new_tokens = greedy.min_new_tokens = 6;  // no row ends before the others
+  std::vector<TokenIds> expected;
+  for (const int num_stages : {1, 2}) {
+    dist::run_ranks(num_stages, [&, method = std::string(method)](dist::Communicator& communicator) {
+      WorkerConfig config;
+      config.model.path = folder.string();
+      config.parallel.stages = num_stages;
+      config.peft.method = method;
+      config.peft.lst.reduction = 2;
+      config.peft.last.rank = config.peft.lora.rank = config.peft.adapter.rank = config.peft.meft.rank = 4;
+      Worker worker(config, {communicator, nullptr, communicator.rank()});
+      stir(worker.method());
+      const auto texts = generate(worker, greedy, prompts);
+      if (num_stages == 1) expected = continue_without_cache(worker, prompts, 6);
+      EXPECT_EQ(texts, expected) << "on " << num_stages << " stages";
+    });
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Causal, GenerationByMethod,
+                         testing::Combine(testing::Values("gpt2_1", "opt_1", "llama_1"),
+                                          testing::Values("lora", "adapter", "lst", "last", "meft")));
+INSTANTIATE_TEST_SUITE_P(EncoderDecoder, GenerationByMethod,
+                         testing::Combine(testing::Values("t5_1", "bart_1"),
+                                          testing::Values("lora", "adapter", "lst", "meft")));
+
 TEST(GenerationFolders, AreThereForEveryGeneratingFamily) {
   std::map<std::string, int> count;
   for (const auto& folder : generating_folders()) ++count[model::read_backbone(folder, {}).family->model_type()];
