@@ -65,10 +65,6 @@ struct AdapterConfig {
   bool norms_trained = false;
 };
 
-struct PromptConfig {
-  std::int64_t num_tokens = 20;
-};
-
 struct MeftConfig {
   std::int64_t variant = 1;  ///< MEFT1, 2 or 3
   std::int64_t rank = 8;
@@ -92,7 +88,6 @@ struct MethodConfig {
   LoraConfig lora = {};
   RosaConfig rosa = {};
   AdapterConfig adapter = {};
-  PromptConfig prompt = {};
   MeftConfig meft = {};
 };
 
