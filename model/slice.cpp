@@ -161,8 +161,10 @@ void StageSlice::visit_weights(const WeightVisitor& visit) {
 
 std::int64_t StageSlice::frozen_bytes() {
   std::int64_t bytes = 0;
+  std::set<const void*> seen;  // the places of a tied weight share its memory
   visit_weights([&](const std::string& /*name*/, const at::Tensor& slot, const std::vector<std::int64_t>& /*shape*/) {
-    if (!slot.requires_grad()) bytes += static_cast<std::int64_t>(slot.nbytes());
+    const bool is_first = seen.insert(slot.const_data_ptr()).second;
+    if (!slot.requires_grad() && is_first) bytes += static_cast<std::int64_t>(slot.nbytes());
   });
   return bytes;
 }

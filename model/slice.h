@@ -138,7 +138,7 @@ class StageSlice {
   [[nodiscard]] bool has_task_head() const;
   /// Full canonical name of a weight: layer name + "." + role.
   void visit_weights(const WeightVisitor& visit);
-  /// Bytes of weights that need no gradient.
+  /// Bytes of weights that need no gradient, a tied one once.
   [[nodiscard]] std::int64_t frozen_bytes();
 
  private:

@@ -108,6 +108,11 @@ void WeightLoader::load_slot(const LayerPlan& plan, const std::string& role, con
                                     fmt::join(stored_shape, ", ")));
     return;
   }
+  const std::tuple key(name, stored.part, type);
+  if (const auto done = converted_.find(key); done != converted_.end()) {
+    slot = done->second;
+    return;
+  }
   const auto view = source_.get(name);
   if (!view.is_floating_point()) {
     problems_.push_back(
@@ -116,11 +121,12 @@ void WeightLoader::load_slot(const LayerPlan& plan, const std::string& role, con
   }
   const auto used = stored_part(stored, view);
   slot = used.to(options_.device, type);
-  if (!slot.is_alias_of(used)) {
-    source_.drop_pages(name);
-  } else if (slot.storage().allocator() == nullptr) {  // a view of the file: what was allocated has an allocator
-    mapped_.add(slot);
+  if (slot.is_alias_of(used) && slot.storage().allocator() == nullptr) {
+    mapped_.add(slot);  // a view of the file: what was allocated has an allocator
+    return;
   }
+  converted_.emplace(key, slot);
+  if (!slot.is_alias_of(used)) source_.drop_pages(name);
 }
 
 void WeightLoader::load_head_linear(const LayerPlan& plan, const std::string& role, Linear& linear) {

@@ -3,7 +3,9 @@
 // error names it all.
 #pragma once
 
+#include <map>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "model/slice.h"
@@ -42,6 +44,8 @@ class WeightLoader {
   const SliceOptions& options_;
   MappedBytes& mapped_;
   std::vector<std::string> problems_;
+  /// What was converted or moved, by stored name, part and type: a tied weight is there once.
+  std::map<std::tuple<std::string, std::int64_t, at::ScalarType>, at::Tensor> converted_;
 };
 
 }  // namespace espalier::model

@@ -196,6 +196,22 @@ TEST_F(SliceTest, ConvertsTheBackboneToTheComputeTypeAndLeavesTheHeadInFp32) {
   EXPECT_TRUE(at::allclose(carry.at("hidden").to(at::kFloat), exact.at("hidden"), 0.1, 0.1));
 }
 
+TEST_F(SliceTest, HoldsATiedWeightOnceInWhateverType) {
+  write({.family = "gpt2"});
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    StageSlice slice(backbone_, {0, backbone_.num_layers()}, *weights_, {.compute_type = type});
+    std::map<std::string, at::Tensor> slots;
+    std::int64_t bytes = 0;
+    slice.visit_weights([&](const std::string& name, const at::Tensor& slot, const auto& /*shape*/) {
+      slots[name] = slot;
+      bytes += static_cast<std::int64_t>(slot.nbytes());
+    });
+    const auto& table = slots.at("embedding.token.weight");
+    EXPECT_EQ(table.const_data_ptr(), slots.at("head.output.weight").const_data_ptr());
+    EXPECT_EQ(slice.frozen_bytes(), bytes - static_cast<std::int64_t>(table.nbytes()));
+  }
+}
+
 TEST_F(SliceTest, DrawsTheSameDropoutAtEveryCut) {
   for (const auto* family : {"bert", "roberta"}) {
     write({.family = family, .num_blocks = 3, .dropout = 0.2, .has_head = true});
