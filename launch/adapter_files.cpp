@@ -6,6 +6,7 @@
 #include "common/error.h"
 #include "common/log.h"
 #include "dist/agree.h"
+#include "launch/peft_folder.h"
 #include "train/run_folder.h"
 #include "train/task.h"
 
@@ -29,7 +30,8 @@ nlohmann::json describe_adapter(const OptionTable& table, const peft::Method& me
 void describe(OptionTable& table, WeightsRequest& request) {
   table.add("run", request.run).help("Run folder whose options and adapter are used.");
   table.add("adapter", request.adapter)
-      .help("Adapter folder; default: the run's. Without run and adapter: the bare backbone.");
+      .help(
+          "Adapter folder, Espalier's or PEFT's LoRA; default: the run's. Without run and adapter: the bare backbone.");
 }
 
 void require_fit(const model::Backbone& backbone, const data::DatasetInfo& dataset) {
@@ -65,6 +67,21 @@ std::string flag_value(const Arguments& arguments, const std::string& flag) {
 
 }  // namespace
 
+checkpoint::Adapter read_any_adapter(const std::filesystem::path& folder, const std::filesystem::path& model_folder) {
+  return is_peft_folder(folder) ? read_peft_folder(folder, model_folder) : checkpoint::read_adapter(folder);
+}
+
+void load_adapter(train::Worker& worker, const checkpoint::Adapter& adapter, const std::string& folder) {
+  const auto made_for = adapter.description.value("base_model_digest", std::string());
+  if (!made_for.empty() && made_for != worker.model_digest()) {
+    throw ConfigError(
+        fmt::format("{}: expected a backbone with digest {}, found {} in {}; give the model folder the adapter was "
+                    "trained on",
+                    folder, made_for, worker.model_digest(), worker.backbone().folder.string()));
+  }
+  worker.load_result(adapter.tensors);
+}
+
 std::unique_ptr<train::Worker> make_worker_with_weights(Session& session, const Arguments& arguments,
                                                         OptionTable& table, RunConfig& run, WeightsRequest& request) {
   // Run and adapter decide which files come before the flags, so they are looked for first.
@@ -82,10 +99,14 @@ std::unique_ptr<train::Worker> make_worker_with_weights(Session& session, const 
   std::optional<checkpoint::Adapter> adapter;
   model::HeadRequest head;
   if (!adapter_folder.empty()) {
-    adapter = checkpoint::read_adapter(adapter_folder);
+    const auto read_text = [&](const std::string& path) { return session.read_text(path); };
+    if (is_peft_folder(adapter_folder)) {
+      read_arguments(table, arguments, read_text);  // PEFT's names need the model to be understood
+    }
+    adapter = read_any_adapter(adapter_folder, run.model.path);
     head.num_labels = adapter->description.value("num_labels", std::int64_t{0});
     head.kind = adapter->description.value("head", std::string("auto"));
-    if (request.run.empty()) {
+    if (request.run.empty() || is_peft_folder(adapter_folder)) {
       table.read_text(adapter->description.value("options", std::string()), adapter_folder + "/adapter.json");
     }
   } else {
@@ -101,14 +122,7 @@ std::unique_ptr<train::Worker> make_worker_with_weights(Session& session, const 
   auto worker = std::make_unique<train::Worker>(
       train::WorkerConfig{run.model, run.parallel, run.peft, run.train.seed, head}, session.ranks(run.model.device));
   if (adapter) {
-    const auto made_for = adapter->description.value("base_model_digest", std::string());
-    if (made_for != worker->model_digest()) {
-      throw ConfigError(
-          fmt::format("{}: expected a backbone with digest {}, found {} in {}; give the model folder the adapter was "
-                      "trained on",
-                      adapter_folder, made_for, worker->model_digest(), run.model.path));
-    }
-    worker->load_result(adapter->tensors);
+    load_adapter(*worker, *adapter, adapter_folder);
   }
   return worker;
 }

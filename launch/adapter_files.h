@@ -25,7 +25,7 @@ nlohmann::json describe_adapter(const OptionTable& table, const peft::Method& me
 /// head).
 struct WeightsRequest {
   std::string run;      ///< --run
-  std::string adapter;  ///< --adapter
+  std::string adapter;  ///< --adapter; ours or PEFT's
 };
 void describe(OptionTable& table, WeightsRequest& request);
 
@@ -33,6 +33,13 @@ void describe(OptionTable& table, WeightsRequest& request);
 /// tensors loaded. Collective: every rank.
 std::unique_ptr<train::Worker> make_worker_with_weights(Session& session, const Arguments& arguments,
                                                         OptionTable& table, RunConfig& run, WeightsRequest& request);
+
+/// Reads an adapter of ours, or PEFT's LoRA for the model in `model_folder`. Throws: ConfigError, IoError.
+checkpoint::Adapter read_any_adapter(const std::filesystem::path& folder, const std::filesystem::path& model_folder);
+
+/// Gives the worker the adapter's tensors. Throws: ConfigError when they were made for another backbone (PEFT does not
+/// say for which), or with other options.
+void load_adapter(train::Worker& worker, const checkpoint::Adapter& adapter, const std::string& folder);
 
 /// Throws: ConfigError when the dataset was made with another tokenizer than the backbone's vocabulary allows, or for
 /// another kind of head.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// espalier export: a run's trained tensors as an adapter folder. No ranks are needed: checkpoints are stored by
-// canonical name.
+// espalier export: a run's trained tensors as an adapter folder, ours or PEFT's, or merged into a model folder. No
+// ranks are needed: checkpoints are stored by canonical name.
 #include <ATen/ATen.h>
 #include <spdlog/fmt/fmt.h>
 
@@ -12,8 +12,10 @@
 #include "dist/solo_communicator.h"
 #include "launch/adapter_files.h"
 #include "launch/commands.h"
+#include "launch/merged_folder.h"
+#include "launch/peft_folder.h"
 #include "launch/run_config.h"
-#include "model/weights.h"
+#include "peft/merge.h"
 #include "train/run_folder.h"
 #include "train/task.h"
 #include "train/worker.h"
@@ -26,9 +28,11 @@ struct ExportRequest {
   std::string output;
   std::string weights = "best";
   std::int64_t step = -1;
+  std::string format = "espalier";
+  MergedOptions merged;
 };
 
-void export_adapter(const ExportRequest& request) {
+void export_run(const ExportRequest& request) {
   const train::RunFolder folder(request.run);
   RunConfig run;
   OptionTable table;
@@ -46,23 +50,34 @@ void export_adapter(const ExportRequest& request) {
                                   loaded->folder().string()));
   }
   const auto dataset = data::Dataset::open(run.data.path);
-  const auto backbone = model::read_backbone(run.model.path, train::head_request(dataset.info(), run.model.pooling));
-  const auto source = train::open_weights(run.model, backbone);
-  model::StageSlice slice(backbone, {0, backbone.num_layers()}, *source, {});
-  const auto method = peft::make_method(run.peft, slice, *source, run.train.seed);
+  run.parallel = {};
+  run.model.compute_type = "fp32";
+  run.model.device = "cpu";
+  train::Worker worker(
+      {run.model, run.parallel, run.peft, run.train.seed, train::head_request(dataset.info(), run.model.pooling)},
+      {control});
   const bool is_best = request.weights == "best";
   std::map<std::string, at::Tensor> tensors;
   const auto read = [&](const std::string& name, const at::Tensor& like, const std::string& prefix) {
     loaded->read_into(prefix + name, tensors.emplace(name, at::empty_like(like)).first->second);
   };
-  for (const auto& trained : method->trained()) {
+  for (const auto& trained : worker.method().trained()) {
     read(trained.name, trained.value.detach(), is_best ? "best/" : "trained/");
   }
-  for (const auto& [name, kept] : method->kept_tensors()) {
+  for (const auto& [name, kept] : worker.method().kept_tensors()) {
     read(name, kept, is_best ? "best/" : "kept/");
   }
-  checkpoint::write_adapter(request.output,
-                            {describe_adapter(table, *method, source->digest(), dataset.info()), std::move(tensors)});
+  if (request.format == "peft") {
+    write_peft_folder(request.output, run.peft, worker.backbone(), run.model.pooling, worker.weights(), tensors);
+  } else if (request.format == "merged") {
+    worker.load_result(tensors);
+    write_merged_folder(request.output, worker.backbone(), run.model.pooling, worker.weights(),
+                        peft::merged_weights(worker.method(), worker.slice()), dataset.info(), request.merged);
+  } else {
+    checkpoint::write_adapter(
+        request.output,
+        {describe_adapter(table, worker.method(), worker.model_digest(), dataset.info()), std::move(tensors)});
+  }
 }
 
 }  // namespace
@@ -71,19 +86,38 @@ int run_export(const Arguments& arguments) {
   ExportRequest request;
   OptionTable table;
   table.add("run", request.run).required().help("Run folder to export from.");
-  table.add("output", request.output).required().help("Adapter folder to write.");
+  table.add("output", request.output)
+      .required()
+      .help("Folder to write; for the formats of other programs it must be new.");
   table.add("weights", request.weights)
       .choices({"best", "last"})
       .help("Tensors of the best evaluation, or of the checkpoint's step.");
   table.add("step", request.step).at_least(-1).unit("steps").help("Checkpoint to take. -1: the newest good one.");
+  table.add("format", request.format)
+      .choices({"espalier", "peft", "merged"})
+      .help(
+          "espalier: adapter folder of any method. peft: LoRA as Hugging Face PEFT stores it. merged: model folder "
+          "with "
+          "the training in its weights.");
+  table.add("shard_bytes", request.merged.shard_bytes)
+      .at_least(1)
+      .unit("bytes")
+      .help("Of a merged model: most bytes of tensors in one file.");
+  table.add("type", request.merged.type)
+      .choices({"stored", "fp32", "bf16", "fp16"})
+      .help(
+          "Of a merged model: type of its weights. stored: of each as in the backbone's folder, of a task head fp32.");
   if (wants_help(arguments)) {
-    print_once("usage: espalier export --run FOLDER --output FOLDER [--weights best|last] [--step N]\n\n" +
-               table.help());
+    print_once(
+        "usage: espalier export --run FOLDER --output FOLDER [--format espalier|peft|merged] [--weights best|last] "
+        "[--step N]\n"
+        "       [--type stored|fp32|bf16|fp16] [--shard_bytes N]\n\n" +
+        table.help());
     return static_cast<int>(ExitCode::kOk);
   }
   table.read_flags(arguments);
   table.check_required();
-  export_adapter(request);
+  export_run(request);
   print_once(request.output + "\n");
   return static_cast<int>(ExitCode::kOk);
 }

@@ -83,8 +83,17 @@ int train_in_session(Session& session, const Arguments& arguments) {
   RunConfig run;
   OptionTable table;
   describe(table, run);
+  std::optional<checkpoint::Adapter> initial;
   session.together("reading the configuration", [&] {
-    read_arguments(table, arguments, [&](const std::string& path) { return session.read_text(path); });
+    const auto read = [&] {
+      read_arguments(table, arguments, [&](const std::string& path) { return session.read_text(path); });
+    };
+    read();
+    if (!run.train.initial_adapter.empty()) {
+      initial = read_any_adapter(run.train.initial_adapter, run.model.path);
+      table.read_text(initial->description.value("options", std::string()), run.train.initial_adapter);
+      read();  // file and flags go before the adapter's options
+    }
     table.check_required();
   });
   dist::require_equal(session.control(), table.canonical_text(), "configuration");
@@ -102,6 +111,14 @@ int train_in_session(Session& session, const Arguments& arguments) {
       {run.model, run.parallel, run.peft, run.train.seed, train::head_request(dataset.info(), run.model.pooling)},
       session.ranks(run.model.device));
   require_fit(worker.backbone(), dataset.info());
+  if (initial) {
+    if (worker.method().importance_start() != nullptr) {
+      throw ConfigError(
+          "train.initial_adapter: expected a method that does not draw its start from the data, found "
+          "peft.lst.side_initial=fisher; take magnitude");
+    }
+    load_adapter(worker, *initial, run.train.initial_adapter);
+  }
   const auto& place = worker.place();
   log_info("espalier", "{} stage(s) x {} replica(s), {} thread(s) per rank, {} rows to train on", place.num_stages,
            place.num_replicas, threads, dataset.split("train").num_rows());

@@ -12,48 +12,48 @@
 namespace espalier::peft {
 namespace {
 
-/// Vectors named bias, of the backbone itself: not those of the task, which train whatever they are.
-bool is_trained_bias(const model::Backbone& backbone, const model::LayerPlan& layer, const std::string& role,
-                     const std::vector<std::int64_t>& shape) {
+constexpr const char* kKey = "peft.method=bitfit";
+
+}  // namespace
+
+bool is_backbone_bias(const model::Backbone& backbone, const model::LayerPlan& layer, const std::string& role,
+                      const std::vector<std::int64_t>& shape) {
   const model::StoredWeight stored = backbone.family->stored_weight(layer, role);
   return shape.size() == 1 && role.ends_with(".bias") && !stored.is_buffer && !model::is_task_weight(layer, role);
 }
 
-/// Throws: ConfigError where no bias is.
-int first_bias(const model::Backbone& backbone) {
+int first_trained_by_biases(const std::string& key, const model::Backbone& backbone) {
   std::optional<std::uint64_t> first;
   model::visit_planned_weights(
       backbone, [&](const model::LayerPlan& layer, const std::string& role, const std::vector<std::int64_t>& shape) {
-        if (!first && is_trained_bias(backbone, layer, role, shape)) {
+        if (!first && is_backbone_bias(backbone, layer, role, shape)) {
           first = layer.index;
         }
       });
   if (!first) {
     throw ConfigError(
-        fmt::format("peft.method=bitfit: expected a backbone with biases in its linears or norms, found none in {} "
-                    "(models like T5 and Llama have none); choose another method",
-                    backbone.folder.string()));
+        fmt::format("{}: expected a backbone with biases in its linears or norms, found none in {} (models like T5 and "
+                    "Llama have none); choose another value",
+                    key, backbone.folder.string()));
   }
   return backbone.visual() != nullptr ? 0 : static_cast<int>(*first);
 }
 
-}  // namespace
-
 std::int64_t count_bitfit(const model::Backbone& backbone) {
-  static_cast<void>(first_bias(backbone));
+  static_cast<void>(first_trained_by_biases(kKey, backbone));
   std::int64_t count = 0;
   model::visit_planned_weights(
       backbone, [&](const model::LayerPlan& layer, const std::string& role, const std::vector<std::int64_t>& shape) {
-        count += is_trained_bias(backbone, layer, role, shape) ? c10::multiply_integers(shape) : 0;
+        count += is_backbone_bias(backbone, layer, role, shape) ? c10::multiply_integers(shape) : 0;
       });
   return count;
 }
 
 BitFitMethod::BitFitMethod(model::StageSlice& slice, const model::WeightSource& weights)
-    : ChainMethod(slice, {.first_trained_layer = first_bias(slice.backbone())}) {
+    : ChainMethod(slice, {.first_trained_layer = first_trained_by_biases(kKey, slice.backbone())}) {
   for (const auto& layer : slice.layers()) {
     layer->visit_weights([&](const std::string& role, at::Tensor& slot, const std::vector<std::int64_t>& shape) {
-      if (is_trained_bias(slice.backbone(), layer->plan(), role, shape)) {
+      if (is_backbone_bias(slice.backbone(), layer->plan(), role, shape)) {
         own_weight(slice, layer->plan(), role, weights, slot);
         trained().push_back({.name = layer->plan().name + "." + role, .value = slot, .decays = false});
       }

@@ -6,6 +6,14 @@
 
 namespace espalier::peft {
 
+/// Whether a weight is a bias of a linear or norm of the backbone itself: those of the task train whatever they are.
+bool is_backbone_bias(const model::Backbone& backbone, const model::LayerPlan& layer, const std::string& role,
+                      const std::vector<std::int64_t>& shape);
+
+/// Chain index of the first layer that trains when every bias does. `key`: the option that asks for it.
+/// Throws: ConfigError for a backbone that has no biases.
+int first_trained_by_biases(const std::string& key, const model::Backbone& backbone);
+
 /// Scalars of the backbone's biases. Throws: ConfigError for a backbone that has none.
 std::int64_t count_bitfit(const model::Backbone& backbone);
 

@@ -12,38 +12,48 @@
 
 namespace espalier::peft {
 
-void check_targets(const std::string& key, const std::vector<std::string>& roles, const model::Backbone& backbone) {
-  const std::set<std::string> wanted(roles.begin(), roles.end());
-  if (wanted.empty() || wanted.size() != roles.size()) {
-    throw ConfigError(fmt::format("{}: expected at least one role, each once, found '{}'", key, fmt::join(roles, ",")));
+void check_targets(const std::string& key, const std::vector<std::string>& targets, const model::Backbone& backbone) {
+  const std::set<std::string> wanted(targets.begin(), targets.end());
+  if (wanted.empty() || wanted.size() != targets.size()) {
+    throw ConfigError(
+        fmt::format("{}: expected at least one role, each once, found '{}'", key, fmt::join(targets, ",")));
   }
-  std::vector<std::string> known;
+  std::vector<std::string> roles;
+  std::set<std::string> linears;
   for (const model::LayerPlan& layer : backbone.chain) {
     if (layer.kind == model::LayerKind::kBlock) {
       model::TransformerBlock(*layer.block, {}).visit_linears([&](const std::string& role, const model::Linear&) {
-        if (std::find(known.begin(), known.end(), role) == known.end()) {
-          known.push_back(role);
+        if (std::find(roles.begin(), roles.end(), role) == roles.end()) {
+          roles.push_back(role);
         }
+        linears.insert(layer.name + "." + role);
       });
     }
   }
-  for (const std::string& role : roles) {
-    if (std::find(known.begin(), known.end(), role) == known.end()) {
-      throw ConfigError(fmt::format("{}: expected roles among {}, found '{}'", key, fmt::join(known, ", "), role));
+  for (const std::string& target : targets) {
+    const bool is_role = std::find(roles.begin(), roles.end(), target) != roles.end();
+    if (!is_role && !linears.contains(target)) {
+      throw ConfigError(fmt::format("{}: expected roles among {}, or one block's as in {}, found '{}'", key,
+                                    fmt::join(roles, ", "), *linears.begin(), target));
     }
   }
 }
 
-std::vector<LinearTarget> plan_targets(const std::vector<std::string>& roles, const model::BlockSpec& spec) {
-  std::vector<LinearTarget> targets;
+std::vector<LinearTarget> plan_targets(const std::vector<std::string>& targets, const model::BlockSpec& spec,
+                                       const std::string& layer_name) {
+  const auto is_wanted = [&](const std::string& role) {
+    return std::any_of(targets.begin(), targets.end(),
+                       [&](const std::string& target) { return target == role || target == layer_name + "." + role; });
+  };
+  std::vector<LinearTarget> planned;
   std::uint64_t number = 0;
   model::TransformerBlock(spec, {}).visit_linears([&](const std::string& role, const model::Linear& linear) {
-    if (std::find(roles.begin(), roles.end(), role) != roles.end()) {
-      targets.push_back({role, number, linear.in_features, linear.out_features});
+    if (is_wanted(role)) {
+      planned.push_back({role, number, linear.in_features, linear.out_features});
     }
     ++number;
   });
-  return targets;
+  return planned;
 }
 
 int first_trained_by_blocks(const model::Backbone& backbone) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// LoRA (Hu et al., ICLR 2022): y = W x + b + (alpha / r) B A drop(x) on chosen linears of every block; A and B train, W
-// stays.
+// LoRA (Hu et al., ICLR 2022): y = W x + b + (alpha / r) B A drop(x) on chosen linears of the blocks; A and B train, W
+// stays. Rank-stabilized (Kalajdzievski, 2023): alpha / sqrt(r).
 #pragma once
 
 #include <cstdint>
@@ -16,9 +16,12 @@ namespace espalier::peft {
 /// Keys "peft.lora.*".
 void describe(OptionTable& table, LoraConfig& config);
 
-/// The targets that a block of `spec` has, in the block's own order.
+/// The targets of one block, in the block's own order.
 /// Throws: ConfigError for a rank above a linear's width.
-std::vector<LinearTarget> plan_lora(const LoraConfig& config, const model::BlockSpec& spec);
+std::vector<LinearTarget> plan_lora(const LoraConfig& config, const model::LayerPlan& layer);
+
+/// What multiplies B A.
+double lora_scale(const LoraConfig& config);
 
 /// Trained scalars without the task head.
 std::int64_t count_lora(const LoraConfig& config, const model::Backbone& backbone);

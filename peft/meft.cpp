@@ -44,6 +44,11 @@ MeftMethod::MeftMethod(const MethodConfig& config, model::StageSlice& slice, con
   check_cut(slice.range().end);
   const model::Backbone& backbone = slice.backbone();
   const MeftPlan& plan = setting_.plan;
+  if (config_.factors == "lora" && config.lora.biases != "none") {
+    throw ConfigError(fmt::format(
+        "peft.lora.biases: expected none inside MEFT, whose halves have gradients for factors alone, found {}",
+        config.lora.biases));
+  }
   if (config_.factors == "lora") factors_ = std::make_unique<LoraMethod>(config.lora, slice, weights, seed);
   for (const auto& layer : slice.layers()) {
     const int index = static_cast<int>(layer->plan().index);

@@ -41,7 +41,9 @@ struct LoraConfig {
   std::int64_t rank = 8;
   double alpha = 16;
   double dropout = 0;
-  std::vector<std::string> targets = {"attention.query", "attention.value"};  ///< roles of linears
+  bool rank_stabilized = false;                                               ///< scale alpha / sqrt(rank)
+  std::vector<std::string> targets = {"attention.query", "attention.value"};  ///< roles of linears, or linears
+  std::string biases = "none";                                                ///< none | targets | all: which train too
 };
 
 struct RosaConfig {

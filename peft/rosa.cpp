@@ -91,7 +91,7 @@ std::int64_t count_rosa(const RosaConfig& config, const model::Backbone& backbon
     if (!layer.block) {
       continue;
     }
-    for (const LinearTarget& target : plan_targets(config.targets, *layer.block)) {
+    for (const LinearTarget& target : plan_targets(config.targets, *layer.block, layer.name)) {
       const std::int64_t rank = rosa_rank(config, target);
       if (rank == target.smaller_width()) {
         count += target.in_features * target.out_features;
@@ -116,7 +116,7 @@ RosaMethod::RosaMethod(const RosaConfig& config, model::StageSlice& slice, const
   check(config_, slice.backbone());
   for (const auto& layer : slice.layers()) {
     if (model::TransformerBlock* block = layer->block()) {
-      const auto targets = plan_targets(config_.targets, block->spec());
+      const auto targets = plan_targets(config_.targets, block->spec(), layer->plan().name);
       block->visit_linears([&](const std::string& role, model::Linear& linear) {
         const auto target = std::find_if(targets.begin(), targets.end(),
                                          [&](const LinearTarget& planned) { return planned.role == role; });

@@ -52,6 +52,10 @@ void describe(OptionTable& table, TrainConfig& config) {
       .help(
           "Seed of sample order, dropout and initial values. Each random number is a function of the seed and its "
           "place.");
+  table.add("train.initial_adapter", config.initial_adapter)
+      .help(
+          "Adapter folder, Espalier's or PEFT's LoRA, whose tensors training starts from; its peft options hold where "
+          "file and flags say nothing. Empty: from the start that the method has.");
   table.add("train.epochs", config.epochs).at_least(1).unit("epochs").help("Passes over the training split.");
   table.add("train.max_steps", config.max_steps)
       .at_least(0)

@@ -32,6 +32,7 @@ struct ParallelConfig {
 void describe(OptionTable& table, ParallelConfig& config);
 
 struct TrainConfig {
+  std::string initial_adapter;
   std::uint64_t seed = 0;
   std::int64_t epochs = 3;
   std::int64_t max_steps = 0;

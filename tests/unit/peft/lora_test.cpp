@@ -26,7 +26,7 @@ std::string error_of(const LoraConfig& config) {
   try {
     const model::Backbone backbone = plan_tiny({});
     check_targets("peft.lora.targets", config.targets, backbone);
-    static_cast<void>(plan_lora(config, *backbone.chain[1].block));
+    static_cast<void>(plan_lora(config, backbone.chain[1]));
   } catch (const ConfigError& error) {
     return error.what();
   }
@@ -70,6 +70,51 @@ TEST(LoraMethod, DrawsTheFirstFactorWithinItsBoundAndTheSecondAsZero) {
     } else if (tensor.name.ends_with(".lora_b")) {
       EXPECT_TRUE(at::equal(tensor.value, at::zeros_like(tensor.value))) << tensor.name;
     }
+  }
+}
+
+TEST(LoraMethod, PutsFactorsOnSingleLinearsThatAreNamed) {
+  const TinyModel tiny = make_tiny({});
+  MethodConfig config = lora_config();
+  config.lora.targets = {"attention.query", "encoder.2.feed_forward.down"};
+  std::vector<std::string> adapted;
+  for (const TrainedTensor& tensor : Stages(tiny, config, 2).trained()) {
+    if (tensor.name.ends_with(".lora_a")) {
+      adapted.push_back(tensor.name);
+    }
+  }
+  EXPECT_THAT(adapted, ::testing::ElementsAre("encoder.0.attention.query.lora_a", "encoder.1.attention.query.lora_a",
+                                              "encoder.2.attention.query.lora_a", "encoder.2.feed_forward.down.lora_a",
+                                              "encoder.3.attention.query.lora_a"));
+  EXPECT_EQ(count_lora(config.lora, tiny.backbone), 4 * 2 * (16 + 16) + 2 * (32 + 16));
+  config.lora.targets = {"encoder.4.attention.query"};
+  EXPECT_THAT(error_of(config.lora), HasSubstr("encoder.4.attention.query"));
+}
+
+TEST(LoraMethod, ScalesByTheRootOfTheRankWhenStabilized) {
+  LoraConfig config{.rank = 4, .alpha = 12};
+  EXPECT_EQ(lora_scale(config), 3);
+  config.rank_stabilized = true;
+  EXPECT_EQ(lora_scale(config), 6);
+}
+
+TEST(LoraMethod, TrainsTheBiasesThatAreAskedFor) {
+  const TinyModel tiny = make_tiny({});
+  for (const std::string biases : {"none", "targets", "all"}) {
+    MethodConfig config = lora_config();
+    config.lora.biases = biases;
+    Stages stages(tiny, config, 3);
+    const auto gradients = stages.step(make_batch(), training_context()).gradients;
+    EXPECT_EQ(gradients.contains("encoder.1.attention.value.bias"), biases != "none") << biases;
+    EXPECT_EQ(gradients.contains("encoder.1.attention.key.bias"), biases == "all") << biases;
+    EXPECT_EQ(gradients.contains("embedding.norm.bias"), biases == "all") << biases;
+    std::int64_t in_factors_and_biases = 0;
+    for (const TrainedTensor& tensor : stages.trained()) {
+      in_factors_and_biases += tensor.name.starts_with("head.") ? 0 : tensor.value.numel();
+      EXPECT_FALSE(tensor.decays && tensor.name.ends_with(".bias")) << tensor.name;
+    }
+    EXPECT_EQ(in_factors_and_biases, count_lora(config.lora, tiny.backbone)) << biases;
+    EXPECT_TRUE(at::equal(stages.evaluate(make_batch()), run_bare(tiny, make_batch()))) << biases;
   }
 }
 

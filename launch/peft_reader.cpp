@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: Apache-2.0
+// Reads what PEFT wrote. The tensors say which linears have factors and of which rank, so patterns of target modules,
+// excluded ones and layer subsets need no reading; the config says how the factors are scaled and what else they mean.
+#include <ATen/ATen.h>
+#include <spdlog/fmt/fmt.h>
+#include <spdlog/fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <regex>
+#include <set>
+#include <string_view>
+
+#include "common/durable_file.h"
+#include "common/error.h"
+#include "launch/peft_folder.h"
+#include "launch/run_config.h"
+#include "launch/transformers_names.h"
+#include "model/weight_loader.h"
+
+namespace fs = std::filesystem;
+
+namespace espalier::launch {
+namespace {
+
+using Json = nlohmann::ordered_json;  // of several patterns PEFT takes the first that matches
+
+/// Keys that change nothing here: what they decided is in the tensors, or concerns PEFT's own bookkeeping.
+constexpr std::string_view kWithoutEffect[] = {
+    "task_type",      "auto_mapping",   "peft_version",        "base_model_name_or_path", "revision",
+    "inference_mode", "target_modules", "exclude_modules",     "fan_in_fan_out",          "modules_to_save",
+    "rank_pattern",   "layers_pattern", "layers_to_transform", "megatron_core",           "qalora_group_size",
+    "runtime_config", "eva_config",     "ensure_weight_tying"};
+constexpr std::string_view kUsed[] = {"peft_type", "r",          "lora_alpha",    "lora_dropout",
+                                      "bias",      "use_rslora", "alpha_pattern", "init_lora_weights"};
+
+bool contains(const auto& keys, std::string_view key) {
+  return std::find(std::begin(keys), std::end(keys), key) != std::end(keys);
+}
+
+bool is_off(const Json& value) {
+  return value.is_null() || value == false || ((value.is_object() || value.is_array()) && value.empty());
+}
+
+Json read_config(const fs::path& file) {
+  Json config;
+  try {
+    config = Json::parse(read_file(file));
+  } catch (const nlohmann::json::exception& error) {
+    throw ConfigError(fmt::format("{}: expected JSON as PEFT writes it: {}", file.string(), error.what()));
+  }
+  const auto refuse = [&](const std::string& key, const std::string& expected) {
+    throw ConfigError(fmt::format("{}: {}: expected {}, found {}", file.string(), key, expected,
+                                  config.contains(key) ? config[key].dump() : "nothing"));
+  };
+  if (!config.is_object() || config.value("peft_type", Json()) != "LORA") {
+    refuse("peft_type", "\"LORA\", the only method of PEFT that is read");
+  }
+  if (!config.contains("r") || !config["r"].is_number_integer() || config["r"] < 1) {
+    refuse("r", "a positive integer");
+  }
+  for (const auto& [key, value] : config.items()) {
+    if (!contains(kWithoutEffect, key) && !contains(kUsed, key) && !is_off(value)) {
+      refuse(key, "null, since LoRA with it is not supported");
+    }
+  }
+  const Json start = config.value("init_lora_weights", Json(true));
+  if (!start.is_boolean() && start != "gaussian" && start != "eva" && start != "orthogonal") {
+    refuse("init_lora_weights",
+           "true, false, gaussian, eva or orthogonal (others change the weights of the backbone; let PEFT convert the "
+           "folder with path_initial_model_for_weight_conversion)");
+  }
+  return config;
+}
+
+/// Where a tensor of the `transformers` model belongs: the role of one weight, or several that share it.
+struct Place {
+  const model::LayerPlan* layer = nullptr;
+  std::string role;
+  model::StoredWeight stored;
+  [[nodiscard]] std::string linear() const { return layer->name + "." + role.substr(0, role.rfind('.')); }
+  [[nodiscard]] std::string name() const { return layer->name + "." + role; }
+};
+
+/// By every name that a folder of this family, or the program, may have for it.
+std::map<std::string, std::vector<Place>> places_of(const model::Backbone& backbone) {
+  std::map<std::string, std::vector<Place>> places;
+  model::visit_planned_weights(backbone, [&](const model::LayerPlan& layer, const std::string& role,
+                                             const std::vector<std::int64_t>& /*shape*/) {
+    const auto stored = backbone.family->stored_weight(layer, role);
+    auto as_rows = stored;  // factors and biases are never transposed
+    as_rows.is_transposed = false;
+    std::set<std::string> names(stored.names.begin(), stored.names.end());
+    for (const std::string& name : stored.names) {
+      names.insert(parameter_name(backbone, name));
+    }
+    for (const std::string& name : names) {
+      places[name].push_back({&backbone.layer(static_cast<int>(layer.index)), role, as_rows});
+    }
+  });
+  return places;
+}
+
+struct Factors {
+  at::Tensor a, b;  ///< [R, in], [out, R]
+  double scale = 1;
+};
+
+class Reader {
+ public:
+  Reader(const fs::path& folder, const fs::path& model_folder)
+      : folder_(folder), config_(read_config(folder / kPeftConfigName)), source_(open_tensors(folder)) {
+    backbone_ = model::read_backbone(model_folder, read_head());
+    weights_ = model::open_model_folder(model_folder);
+    places_ = places_of(backbone_);
+  }
+
+  checkpoint::Adapter read() {
+    for (const std::string& key : source_->names()) {
+      read_tensor(key);
+    }
+    const peft::LoraConfig lora = join_factors();
+    complete(lora);
+    RunConfig run;
+    run.peft.method = "lora";
+    run.peft.lora = lora;
+    OptionTable table;
+    describe(table, run);
+    checkpoint::Adapter adapter;
+    adapter.description = {{"method", "lora"},
+                           {"options", adapter_options(table)},
+                           {"head", head_.kind},
+                           {"num_labels", head_.num_labels}};
+    adapter.tensors = std::move(tensors_);
+    return adapter;
+  }
+
+ private:
+  static std::unique_ptr<model::WeightSource> open_tensors(const fs::path& folder) {
+    if (!fs::exists(folder / kPeftTensorsName)) {
+      throw ConfigError(fmt::format("{}: expected {}, found none; let PEFT save the adapter as safetensors",
+                                    folder.string(), kPeftTensorsName));
+    }
+    return model::open_safetensors(folder / kPeftTensorsName);
+  }
+
+  [[noreturn]] void refuse(const std::string& key, const std::string& why) const {
+    throw ConfigError(fmt::format("{}: tensor {}: {}", (folder_ / kPeftTensorsName).string(), key, why));
+  }
+
+  /// A classifier among the saved modules says that the head is a pooled one, and for how many labels.
+  model::HeadRequest read_head() {
+    for (const std::string& key : source_->names()) {
+      for (const char* end : {".classifier.weight", ".classifier.out_proj.weight", ".score.weight",
+                              ".classification_head.out_proj.weight"}) {
+        if (key.ends_with(end)) {
+          head_.num_labels = source_->shape(key).at(0);
+          head_.kind = "pooled";
+        }
+      }
+    }
+    const Json task = config_.value("task_type", Json());
+    if (task == "SEQ_CLS") {
+      head_.kind = "pooled";
+    } else if (task == "CAUSAL_LM" || task == "SEQ_2_SEQ_LM") {
+      head_.kind = "language_model";
+    }
+    return head_;
+  }
+
+  void read_tensor(const std::string& key) {
+    if (!key.starts_with(kPeftPrefix)) {
+      refuse(key, fmt::format("expected a name that begins with {}", kPeftPrefix));
+    }
+    std::string name = key.substr(std::string_view(kPeftPrefix).size());
+    for (const char* wrapped : {".original_module.", ".modules_to_save."}) {
+      if (name.find(wrapped) != std::string::npos) {
+        return;  // bias=all lists what stands inside PEFT's wrapper, too; the saved module itself comes by its own name
+      }
+    }
+    constexpr std::string_view kInner = ".base_layer.";
+    if (const auto place = name.find(kInner); place != std::string::npos) {
+      name.replace(place, kInner.size(), ".");
+    }
+    for (const bool is_a : {true, false}) {
+      const std::string_view end = is_a ? ".lora_A.weight" : ".lora_B.weight";
+      if (name.ends_with(end)) {
+        return read_factor(key, name.substr(0, name.size() - end.size()), is_a);
+      }
+    }
+    if (name.find(".lora_") != std::string::npos) {
+      refuse(key, "expected lora_A.weight and lora_B.weight of linears alone; other tensors of LoRA are not supported");
+    }
+    const auto found = places_.find(name);
+    if (found == places_.end()) {
+      refuse(key, fmt::format("no tensor {} is in a model of {}", name, backbone_.folder.string()));
+    }
+    for (const Place& place : found->second) {
+      const bool is_task = model::is_task_weight(*place.layer, place.role);
+      if (!is_task && !place.role.ends_with(".bias")) {
+        refuse(key, "expected factors, biases and the task head; other saved modules are not supported");
+      }
+      tensors_.insert_or_assign(place.name(),
+                                model::stored_part(place.stored, source_->get(key).to(at::kFloat)).clone());
+    }
+  }
+
+  void read_factor(const std::string& key, const std::string& module, bool is_a) {
+    const auto found = places_.find(module + ".weight");
+    if (found == places_.end() || !found->second.front().layer->block) {
+      refuse(key, fmt::format("no linear {} is in a block of {}; factors elsewhere are not supported", module,
+                              backbone_.folder.string()));
+    }
+    if (!is_a) {
+      return;  // read with its pair
+    }
+    const std::string key_b = without(key, "lora_A.weight") + "lora_B.weight";
+    if (!source_->contains(key_b)) {
+      refuse(key, "expected lora_B.weight beside it");
+    }
+    const at::Tensor a = source_->get(key).to(at::kFloat), b = source_->get(key_b).to(at::kFloat);
+    const auto& places = found->second;
+    for (const Place& place : places) {
+      at::Tensor own_a = a;
+      at::Tensor own_b = model::stored_part(place.stored, b);
+      if (places.size() > 1) {
+        // A direction that only other parts read is none of this one's.
+        const at::Tensor is_read_here = own_b.ne(0).any(0), is_read = b.ne(0).any(0);
+        const at::Tensor kept = is_read_here.logical_or(is_read.logical_not()).nonzero().flatten();
+        own_a = own_a.index_select(0, kept);
+        own_b = own_b.index_select(1, kept);
+      }
+      if (own_a.size(0) > 0) {
+        factors_.emplace(place.linear(), Factors{own_a, own_b, scale_of(module, a.size(0))});
+      }
+    }
+  }
+
+  [[nodiscard]] double scale_of(const std::string& module, std::int64_t rank) const {
+    double alpha = config_.value("lora_alpha", 8.0);
+    const Json patterns = config_.value("alpha_pattern", Json::object());
+    for (const auto& [pattern, value] : patterns.items()) {
+      try {
+        if (std::regex_match(module, std::regex("(.*\\.)?(" + pattern + ")"))) {
+          alpha = value.get<double>();
+          break;
+        }
+      } catch (const std::regex_error& error) {
+        throw ConfigError(fmt::format("{}: alpha_pattern: expected regular expressions, found '{}': {}",
+                                      (folder_ / kPeftConfigName).string(), pattern, error.what()));
+      }
+    }
+    const auto size = static_cast<double>(rank);
+    return alpha / (config_.value("use_rslora", false) ? std::sqrt(size) : size);
+  }
+
+  static std::string without(const std::string& name, std::string_view end) {
+    return name.substr(0, name.size() - end.size());
+  }
+
+  /// One rank and one scale for all: smaller factors are filled up with zeros, which get no gradient, and B takes the
+  /// rest of the scale.
+  peft::LoraConfig join_factors() {
+    if (factors_.empty()) {
+      throw ConfigError(fmt::format("{}: expected factors of LoRA, found none", (folder_ / kPeftTensorsName).string()));
+    }
+    const auto largest = std::max_element(factors_.begin(), factors_.end(), [](const auto& one, const auto& other) {
+      return one.second.a.size(0) < other.second.a.size(0);
+    });
+    peft::LoraConfig lora;
+    lora.rank = largest->second.a.size(0);
+    lora.rank_stabilized = config_.value("use_rslora", false);
+    const auto rank = static_cast<double>(lora.rank);
+    lora.alpha = largest->second.scale * (lora.rank_stabilized ? std::sqrt(rank) : rank);
+    lora.dropout = config_.value("lora_dropout", 0.0);
+    const std::string biases = config_.value("bias", std::string("none"));
+    lora.biases = biases == "lora_only" ? "targets" : biases;
+    for (const auto& [linear, factors] : factors_) {
+      at::Tensor a = at::zeros({lora.rank, factors.a.size(1)}), b = at::zeros({factors.b.size(0), lora.rank});
+      a.narrow(0, 0, factors.a.size(0)).copy_(factors.a);
+      b.narrow(1, 0, factors.a.size(0)).copy_(factors.b.mul(factors.scale / largest->second.scale));
+      tensors_.emplace(linear + ".lora_a", a);
+      tensors_.emplace(linear + ".lora_b", b);
+    }
+    lora.targets = name_targets();
+    return lora;
+  }
+
+  /// Roles where every block that has the linear has factors on it, single linears elsewhere.
+  std::vector<std::string> name_targets() {
+    std::map<std::string, std::vector<std::string>> linears_by_role;
+    for (const model::LayerPlan& layer : backbone_.chain) {
+      if (layer.block) {
+        model::TransformerBlock(*layer.block, {}).visit_linears([&](const std::string& role, const model::Linear&) {
+          linears_by_role[role].push_back(layer.name + "." + role);
+        });
+      }
+    }
+    std::vector<std::string> targets;
+    for (const auto& [role, linears] : linears_by_role) {
+      std::vector<std::string> adapted;
+      std::copy_if(linears.begin(), linears.end(), std::back_inserter(adapted),
+                   [&](const std::string& linear) { return factors_.contains(linear); });
+      if (adapted.size() == linears.size()) {
+        targets.push_back(role);
+      } else {
+        targets.insert(targets.end(), adapted.begin(), adapted.end());
+      }
+    }
+    return targets;
+  }
+
+  /// What trains here and PEFT did not save is as the backbone has it.
+  void complete(const peft::LoraConfig& lora) {
+    model::visit_planned_weights(backbone_, [&](const model::LayerPlan& layer, const std::string& role,
+                                                const std::vector<std::int64_t>& shape) {
+      const std::string name = layer.name + "." + role;
+      const bool is_task = model::is_task_weight(layer, role);
+      if (tensors_.contains(name) || (!is_task && (lora.biases == "none" || !role.ends_with(".bias")))) {
+        return;
+      }
+      const auto stored = backbone_.family->stored_weight(layer, role);
+      const auto present = model::present_names(stored, *weights_);
+      if (!present.empty()) {
+        tensors_.emplace(name, model::stored_part(stored, weights_->get(present.front())).to(at::kFloat).clone());
+      } else if (is_task) {
+        throw ConfigError(fmt::format(
+            "{}: expected {} (a role of the task head) among the saved modules or in {}, found it in neither; save it "
+            "with PEFT's modules_to_save",
+            (folder_ / kPeftTensorsName).string(), name, backbone_.folder.string()));
+      }
+      static_cast<void>(shape);
+    });
+  }
+
+  fs::path folder_;
+  Json config_;
+  std::unique_ptr<model::WeightSource> source_;
+  model::HeadRequest head_;
+  model::Backbone backbone_;
+  std::unique_ptr<model::WeightSource> weights_;
+  std::map<std::string, std::vector<Place>> places_;
+  std::map<std::string, Factors> factors_;  // by canonical linear
+  std::map<std::string, at::Tensor> tensors_;
+};
+
+}  // namespace
+
+checkpoint::Adapter read_peft_folder(const fs::path& folder, const fs::path& model_folder) {
+  try {
+    return Reader(folder, model_folder).read();
+  } catch (const nlohmann::json::exception& error) {
+    throw ConfigError(fmt::format("{}: a key is of another type than PEFT gives it: {}",
+                                  (folder / kPeftConfigName).string(), error.what()));
+  }
+}
+
+}  // namespace espalier::launch

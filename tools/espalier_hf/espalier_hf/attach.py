@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""attach(): an adapter of any method onto a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from espalier_hf.adapter import Adapter, AdapterError, read_adapter
+from espalier_hf.factors import attach_bottlenecks, attach_factors
+from espalier_hf.families import family_of, put_plain
+from espalier_hf.last import LowRankAttentionSide
+from espalier_hf.lst import LadderSideNetwork
+from espalier_hf.meft import attach_meft
+
+
+def attach(model: nn.Module, adapter: Adapter | str | Path) -> nn.Module:
+    """Changes `model`, which must be the backbone that the adapter was trained on with a head of as many labels, so that it computes
+    what Espalier computes. For inference: in training mode dropout would differ. Returns the model.
+
+    Raises AdapterError for a folder that is no adapter, and for what does not fit the model."""
+    if not isinstance(adapter, Adapter):
+        adapter = read_adapter(adapter)
+    if adapter.pooling != "auto":
+        raise AdapterError(f"expected a head that transformers has, found model.pooling = {adapter.pooling}")
+    family = family_of(model)
+    taken: set[str] = set()
+    if adapter.method == "lora":
+        taken = attach_factors(model, family, adapter, adapter.lora_scale(), "lora")
+    elif adapter.method == "rosa":
+        taken = attach_factors(model, family, adapter, 1.0, "rosa")
+    elif adapter.method == "adapter":
+        taken = attach_bottlenecks(model, family, adapter)
+    elif adapter.method == "meft":
+        taken = attach_meft(model, family, adapter)
+    elif adapter.method == "lst":
+        LadderSideNetwork(model, family, adapter)
+        taken = {name for name in adapter.tensors if name.startswith("lst.")}
+    elif adapter.method == "last":
+        LowRankAttentionSide(model, family, adapter)
+        taken = {name for name in adapter.tensors if name.startswith("last.")}
+    elif adapter.method not in ("bitfit", "probe"):
+        raise AdapterError(f"expected lora, rosa, adapter, bitfit, lst, last, meft or probe, found {adapter.method}")
+    for name, value in adapter.tensors.items():
+        if name not in taken:
+            put_plain(model, family, name, value)
+    return model.eval()
