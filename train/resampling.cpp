@@ -15,18 +15,13 @@
 namespace espalier::train {
 namespace {
 
-/// The last bits of a factorisation depend on the number of threads: one, whatever the run has. Inside a parallel
-/// region that is so already.
+/// The last bits of a factorisation depend on the number of threads: one, whatever the run has.
 class OneThread {
  public:
-  OneThread() {
-    if (!at::in_parallel_region()) at::set_num_threads(1);
-  }
+  OneThread() { at::set_num_threads(1); }
   OneThread(const OneThread&) = delete;
   OneThread& operator=(const OneThread&) = delete;
-  ~OneThread() {
-    if (!at::in_parallel_region()) at::set_num_threads(former_);
-  }
+  ~OneThread() { at::set_num_threads(former_); }
 
  private:
   int former_ = at::get_num_threads();
@@ -111,14 +106,13 @@ void ResamplingEvents::require_equal_replicas(const char* when) const {
 
 void ResamplingEvents::share_out(std::int64_t event) {
   const auto& place = mesh_.place;
-  std::vector<int> own;
-  for (int j = place.replica_index; j < resampling_->num_weights(); j += place.num_replicas) own.push_back(j);
-  at::parallel_for(0, static_cast<std::int64_t>(own.size()), /*grain_size=*/1,
-                   [&](std::int64_t begin, std::int64_t end) {
-                     const OneThread one_thread;
-                     const at::NoGradGuard no_grad;
-                     for (auto i = begin; i < end; ++i) resampling_->resample(own[static_cast<std::size_t>(i)], event);
-                   });
+  {
+    const OneThread one_thread;
+    const at::NoGradGuard no_grad;
+    for (int j = place.replica_index; j < resampling_->num_weights(); j += place.num_replicas) {
+      resampling_->resample(j, event);
+    }
+  }
   if (place.num_replicas == 1) {
     return;
   }

@@ -127,37 +127,7 @@ TEST(LastNetwork, AgreesWithFiniteDifferences) {
   const MethodConfig config = last_config({.rank = 4, .heads = 2, .up_bias = true, .qkv_bias = true});
   Stages stages(tiny, config, 2, {.compute_type = at::kDouble});
   stir(stages);
-  Method& method = *stages.methods.front();
-  const model::StageInputs inputs = stages.slices.front()->prepare(make_batch());
-  StageResult result = method.forward({}, inputs, {}, /*keeps_pass=*/true);
-  const at::Tensor delta = result.outgoing.at("side.delta");
-  const at::Tensor direction = at::arange(delta.numel(), at::kDouble).view(delta.sizes()).cos();
-  std::vector<at::Tensor> gradients(method.trained().size());
-  result.pass->backward({{"side.delta", direction}}, [&](int index, const at::Tensor& gradient) {
-    gradients[static_cast<std::size_t>(index)] = gradient;
-  });
-  const auto objective = [&] {
-    return (method.forward({}, inputs, {}, /*keeps_pass=*/false).outgoing.at("side.delta") * direction)
-        .sum()
-        .item<double>();
-  };
-  for (std::size_t i = 0; i < gradients.size(); ++i) {
-    const TrainedTensor& tensor = method.trained()[i];
-    const at::Tensor flat = tensor.value.detach().view(-1);
-    float* values = flat.data_ptr<float>();
-    for (const std::int64_t element : {std::int64_t{0}, flat.numel() / 2, flat.numel() - 1}) {
-      const float middle = values[element];
-      const float above = middle + 1e-4F, below = middle - 1e-4F;
-      values[element] = above;
-      const double loss_above = objective();
-      values[element] = below;
-      const double loss_below = objective();
-      values[element] = middle;
-      const double expected = (loss_above - loss_below) / (static_cast<double>(above) - static_cast<double>(below));
-      EXPECT_NEAR(gradients[i].view(-1)[element].item<double>(), expected, 1e-4 * std::max(1.0, std::abs(expected)))
-          << tensor.name << "[" << element << "]";
-    }
-  }
+  expect_finite_differences(stages, "side.delta");
 }
 
 TEST(NormedLinear, IsTheNormAndTheLinearInSequence) {

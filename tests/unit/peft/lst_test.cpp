@@ -267,44 +267,10 @@ TEST(LstNetwork, DropsItsStateBeforeTheUpProjection) {
 
 TEST(LstNetwork, AgreesWithFiniteDifferences) {
   const TinyModel tiny = make_tiny({.num_blocks = 3, .dropout = 0});
-  MethodConfig config = lst_config();
   // Two stages: the state that crosses is in double, where the head would compute in fp32.
-  Stages stages(tiny, config, 2, {.compute_type = at::kDouble});
+  Stages stages(tiny, lst_config(), 2, {.compute_type = at::kDouble});
   stir(stages);
-  Method& method = *stages.methods.front();
-  const model::StageInputs inputs = stages.slices.front()->prepare(make_batch());
-  StageResult result = method.forward({}, inputs, {}, /*keeps_pass=*/true);
-  const at::Tensor side = result.outgoing.at("side.hidden");
-  ASSERT_EQ(side.scalar_type(), at::kDouble);
-  const at::Tensor direction = at::arange(side.numel(), at::kDouble).view(side.sizes()).cos();
-
-  std::vector<at::Tensor> gradients(method.trained().size());
-  result.pass->backward({{"side.hidden", direction}}, [&](int index, const at::Tensor& gradient) {
-    gradients[static_cast<std::size_t>(index)] = gradient;
-  });
-  const auto objective = [&] {
-    return (method.forward({}, inputs, {}, /*keeps_pass=*/false).outgoing.at("side.hidden") * direction)
-        .sum()
-        .item<double>();
-  };
-  for (std::size_t i = 0; i < gradients.size(); ++i) {
-    const TrainedTensor& tensor = method.trained()[i];
-    const at::Tensor flat = tensor.value.detach().view(-1);
-    float* values = flat.data_ptr<float>();
-    for (const std::int64_t element : {std::int64_t{0}, flat.numel() / 2, flat.numel() - 1}) {
-      const float middle = values[element];
-      // The weights are fp32, so the step is what their rounding makes of it.
-      const float above = middle + 1e-4F, below = middle - 1e-4F;
-      values[element] = above;
-      const double loss_above = objective();
-      values[element] = below;
-      const double loss_below = objective();
-      values[element] = middle;
-      const double expected = (loss_above - loss_below) / (static_cast<double>(above) - static_cast<double>(below));
-      EXPECT_NEAR(gradients[i].view(-1)[element].item<double>(), expected, 1e-4 * std::max(1.0, std::abs(expected)))
-          << tensor.name << "[" << element << "]";
-    }
-  }
+  expect_finite_differences(stages, "side.hidden");
 }
 
 TEST(LstNetwork, KeepsItsSideNetworkInFp32BesideANarrowBackbone) {

@@ -6,6 +6,8 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -177,6 +179,40 @@ at::Tensor logits_gradient(const at::Tensor& logits) {
 double loss_of(const at::Tensor& logits) {
   const at::Tensor labels = at::arange(logits.size(0), at::kLong) % logits.size(1);
   return at::nll_loss(at::log_softmax(logits.to(at::kDouble), 1), labels).item<double>();
+}
+
+void expect_finite_differences(Stages& stages, const std::string& entry) {
+  Method& method = *stages.methods.front();
+  const model::StageInputs inputs = stages.slices.front()->prepare(make_batch());
+  StageResult result = method.forward({}, inputs, {}, /*keeps_pass=*/true);
+  const at::Tensor sent = result.outgoing.at(entry);
+  ASSERT_EQ(sent.scalar_type(), at::kDouble);
+  const at::Tensor direction = at::arange(sent.numel(), at::kDouble).view(sent.sizes()).cos();
+  std::vector<at::Tensor> gradients(method.trained().size());
+  result.pass->backward({{entry, direction}}, [&](int index, const at::Tensor& gradient) {
+    gradients[static_cast<std::size_t>(index)] = gradient;
+  });
+  const auto objective = [&] {
+    return (method.forward({}, inputs, {}, /*keeps_pass=*/false).outgoing.at(entry) * direction).sum().item<double>();
+  };
+  for (std::size_t i = 0; i < gradients.size(); ++i) {
+    const TrainedTensor& tensor = method.trained()[i];
+    const at::Tensor flat = tensor.value.detach().view(-1);
+    float* values = flat.data_ptr<float>();
+    for (const std::int64_t element : {std::int64_t{0}, flat.numel() / 2, flat.numel() - 1}) {
+      const float middle = values[element];
+      // The weights are fp32, so the step is what their rounding makes of it.
+      const float above = middle + 1e-4F, below = middle - 1e-4F;
+      values[element] = above;
+      const double value_above = objective();
+      values[element] = below;
+      const double value_below = objective();
+      values[element] = middle;
+      const double expected = (value_above - value_below) / (static_cast<double>(above) - static_cast<double>(below));
+      EXPECT_NEAR(gradients[i].view(-1)[element].item<double>(), expected, 1e-4 * std::max(1.0, std::abs(expected)))
+          << tensor.name << "[" << element << "]";
+    }
+  }
 }
 
 std::vector<MethodConfig> all_methods() {

@@ -80,6 +80,10 @@ at::Tensor run_bare(const TinyModel& tiny, const model::NamedTensors& batch, con
 /// The loss itself, in double.
 double loss_of(const at::Tensor& logits);
 
+/// Holds the gradients of every trained tensor of the first stage to central differences of what it sends on as
+/// `entry`, in evaluation mode. Requires: a compute type of double.
+void expect_finite_differences(Stages& stages, const std::string& entry);
+
 std::vector<MethodConfig> all_methods();
 
 }  // namespace espalier::peft

@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include "common/error.h"
-#include "temporary_folder.h"
 #include "tiny_dataset.h"
 #include "tiny_model.h"
 #include "training_run.h"
@@ -12,7 +11,7 @@
 namespace espalier::test {
 namespace {
 
-class FamilyLayouts : public testing::TestWithParam<std::tuple<const char*, const char*>> {
+class FamilyLayouts : public testing::TestWithParam<std::tuple<const char*, const char*>>, protected TrainingRuns {
  protected:
   FamilyLayouts() {
     const auto& [family, method] = GetParam();
@@ -32,29 +31,10 @@ class FamilyLayouts : public testing::TestWithParam<std::tuple<const char*, cons
     request_.peft.rosa.every_steps = 6;
     request_.peft.lst.reduction = 2;
   }
-  RunOutcome run(const std::string& name, Layout layout) {
-    auto request = request_;
-    request.folder = folder_ / name;
-    return run_training(request, layout);
-  }
-
-  TemporaryFolder folder_;
-  RunRequest request_;
 };
 
 TEST_P(FamilyLayouts, GiveTheSameLossesAndWeightsBitForBit) {
-  const auto expected = run("1x1", {1, 1});
-  ASSERT_EQ(expected.losses.size(), 20);
-  EXPECT_NE(expected.losses.back(), expected.losses.front());
-  expect_same_bits(run("2x1", {2, 1}), expected, "2x1");
-  expect_same_bits(run("1x2", {1, 2}), expected, "1x2");
-  expect_same_bits(run("2x2", {2, 2}), expected, "2x2");
-  expect_same_bits(run("3x1", {3, 1}), expected, "3x1");
-
-  request_.stop_at_step = 10;
-  ASSERT_EQ(run("resumed", {2, 1}).losses.size(), 10);
-  request_.stop_at_step = 0;
-  expect_same_bits(run("resumed", {3, 1}), expected, "10 steps on 2x1, 10 on 3x1");
+  expect_the_same_on_every_layout();
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, FamilyLayouts,

@@ -6,7 +6,6 @@
 
 #include "data/dataset.h"
 #include "peft/lst_pruning.h"
-#include "temporary_folder.h"
 #include "tiny_dataset.h"
 #include "tiny_model.h"
 #include "train/task.h"
@@ -15,7 +14,7 @@
 namespace espalier::test {
 namespace {
 
-class FisherStart : public testing::TestWithParam<const char*> {
+class FisherStart : public testing::TestWithParam<const char*>, protected TrainingRuns {
  protected:
   FisherStart() {
     const bool is_t5 = GetParam() == std::string("t5");
@@ -28,14 +27,6 @@ class FisherStart : public testing::TestWithParam<const char*> {
     request_.peft.lst = {.reduction = 2, .side_initial = "fisher", .fisher_rows = 37};
     request_.steps = 2;
   }
-  RunOutcome run(const std::string& name, Layout layout) {
-    auto request = request_;
-    request.folder = folder_ / name;
-    return run_training(request, layout);
-  }
-
-  TemporaryFolder folder_;
-  RunRequest request_;
 };
 
 TEST_P(FisherStart, IsTheSameOnEveryLayout) {

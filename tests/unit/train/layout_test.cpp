@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "temporary_folder.h"
 #include "tiny_dataset.h"
 #include "tiny_model.h"
 #include "training_run.h"
@@ -17,7 +16,7 @@ std::string name_of(Layout layout) {
   return std::to_string(layout.stages) + "x" + std::to_string(layout.replicas);
 }
 
-class Layouts : public testing::TestWithParam<const char*> {
+class Layouts : public testing::TestWithParam<const char*>, protected TrainingRuns {
  protected:
   Layouts() {
     request_.model = write_tiny_model({}, folder_ / "model");
@@ -27,14 +26,6 @@ class Layouts : public testing::TestWithParam<const char*> {
     request_.peft.rosa.every_steps = 4;
     request_.pooling = request_.peft.method == "probe" ? "mean" : "auto";
   }
-  RunOutcome run(const std::string& name, Layout layout) {
-    auto request = request_;
-    request.folder = folder_ / name;
-    return run_training(request, layout);
-  }
-
-  TemporaryFolder folder_;
-  RunRequest request_;
 };
 
 TEST_P(Layouts, GiveTheSameLossesAndWeightsBitForBit) {

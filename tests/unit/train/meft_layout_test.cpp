@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include "common/error.h"
-#include "temporary_folder.h"
 #include "tiny_dataset.h"
 #include "tiny_model.h"
 #include "training_run.h"
@@ -13,7 +12,7 @@ namespace {
 
 using Case = std::tuple<const char*, int>;  // family, variant
 
-class MeftLayouts : public testing::TestWithParam<Case> {
+class MeftLayouts : public testing::TestWithParam<Case>, protected TrainingRuns {
  protected:
   MeftLayouts() {
     const std::string family = std::get<0>(GetParam());
@@ -35,28 +34,10 @@ class MeftLayouts : public testing::TestWithParam<Case> {
     request_.peft.meft.variant = std::get<1>(GetParam());
     request_.peft.meft.rank = 4;
   }
-  RunOutcome run(const std::string& name, Layout layout) {
-    auto request = request_;
-    request.folder = folder_ / name;
-    return run_training(request, layout);
-  }
-
-  TemporaryFolder folder_;
-  RunRequest request_;
 };
 
 TEST_P(MeftLayouts, GiveTheSameLossesAndWeightsBitForBit) {
-  const auto expected = run("1x1", {1, 1});
-  ASSERT_EQ(expected.losses.size(), 20);
-  EXPECT_NE(expected.losses.back(), expected.losses.front());
-  for (const Layout layout : {Layout{2, 1}, {1, 2}, {2, 2}, {3, 1}}) {
-    const std::string name = std::to_string(layout.stages) + "x" + std::to_string(layout.replicas);
-    expect_same_bits(run(name, layout), expected, name);
-  }
-  request_.stop_at_step = 10;
-  ASSERT_EQ(run("resumed", {2, 1}).losses.size(), 10);
-  request_.stop_at_step = 0;
-  expect_same_bits(run("resumed", {3, 1}), expected, "10 steps on 2x1, 10 on 3x1");
+  expect_the_same_on_every_layout();
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, MeftLayouts,

@@ -12,7 +12,6 @@
 #include "checkpoint/store.h"
 #include "common/error.h"
 #include "dist/thread_communicator.h"
-#include "temporary_folder.h"
 #include "tiny_dataset.h"
 #include "tiny_model.h"
 #include "training_run.h"
@@ -20,7 +19,7 @@
 namespace espalier::test {
 namespace {
 
-class RosaRuns : public testing::Test {
+class RosaRuns : public testing::Test, protected TrainingRuns {
  protected:
   RosaRuns() {
     request_.model = write_tiny_model({}, folder_ / "model");
@@ -31,14 +30,6 @@ class RosaRuns : public testing::Test {
     request_.weight_decay = 0.1;
     request_.restore_best = false;
   }
-  RunOutcome run(const std::string& name, Layout layout) {
-    auto request = request_;
-    request.folder = folder_ / name;
-    return run_training(request, layout);
-  }
-
-  TemporaryFolder folder_;
-  RunRequest request_;
 };
 
 TEST_F(RosaRuns, GoOnFromAnyStepAroundAnEventAsIfNothingHadBeen) {

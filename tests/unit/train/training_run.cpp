@@ -83,6 +83,26 @@ RunOutcome run_training(const RunRequest& request, Layout layout) {
   return outcome;
 }
 
+RunOutcome TrainingRuns::run(const std::string& name, Layout layout) {
+  auto request = request_;
+  request.folder = folder_ / name;
+  return run_training(request, layout);
+}
+
+void TrainingRuns::expect_the_same_on_every_layout() {
+  const auto expected = run("1x1", {1, 1});
+  ASSERT_EQ(expected.losses.size(), 20);
+  EXPECT_NE(expected.losses.back(), expected.losses.front());
+  for (const Layout layout : {Layout{2, 1}, {1, 2}, {2, 2}, {3, 1}}) {
+    const std::string name = std::to_string(layout.stages) + "x" + std::to_string(layout.replicas);
+    expect_same_bits(run(name, layout), expected, name);
+  }
+  request_.stop_at_step = 10;
+  ASSERT_EQ(run("resumed", {2, 1}).losses.size(), 10);
+  request_.stop_at_step = 0;
+  expect_same_bits(run("resumed", {3, 1}), expected, "10 steps on 2x1, 10 on 3x1");
+}
+
 void expect_same_bits(const RunOutcome& found, const RunOutcome& expected, const std::string& what) {
   ASSERT_FALSE(expected.losses.empty());
   EXPECT_EQ(found.losses, expected.losses) << what;

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "temporary_folder.h"
 #include "train/trainer.h"
 
 namespace espalier::test {
@@ -47,6 +48,17 @@ struct RunOutcome {
 
 /// Trains on stages x replicas threads; a folder with a checkpoint is resumed.
 RunOutcome run_training(const RunRequest& request, Layout layout);
+
+/// Base of fixtures: runs of one request, each in a folder of its own; a name that comes again resumes.
+class TrainingRuns {
+ protected:
+  RunOutcome run(const std::string& name, Layout layout);
+  /// 20 steps on 2x1, 1x2, 2x2 and 3x1, and 10 on 2x1 with 10 more on 3x1, leave the bits of one rank's.
+  void expect_the_same_on_every_layout();
+
+  TemporaryFolder folder_;
+  RunRequest request_;
+};
 
 /// Equal names and equal bits.
 void expect_same_bits(const RunOutcome& found, const RunOutcome& expected, const std::string& what);
