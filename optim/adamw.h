@@ -73,8 +73,8 @@ class AdamW {
   OptimizerConfig config_;
   std::vector<Parameter> parameters_;
   std::array<Group, 2> groups_;  ///< decaying, not decaying
-  at::Tensor steps_;   ///< fp32, one for each parameter: the number of its update since its start
-  at::Tensor starts_;  ///< fp32: updates of the whole before the parameter's start
+  at::Tensor steps_;             ///< fp32, one for each parameter: the number of its update since its start
+  at::Tensor starts_;            ///< fp32: updates of the whole before the parameter's start
   std::int64_t num_steps_ = 0;
 };
 

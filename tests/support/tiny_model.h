@@ -12,7 +12,7 @@ namespace espalier::test {
 struct TinyModel {
   std::string family = "bert";  ///< bert | roberta | t5 | clip_t5 | bart | opt | gpt2 | llama | vit; language models
                                 ///< from t5 to llama, tied; clip_t5 reads features of width 6
-  std::int64_t num_blocks = 4;          ///< of the encoder, where there is one
+  std::int64_t num_blocks = 4;  ///< of the encoder, where there is one
   std::int64_t num_decoder_blocks = 2;  ///< of t5, clip_t5 and bart
   std::int64_t width = 24;
   std::int64_t heads = 3;
