@@ -116,7 +116,8 @@ ESPALIER_INLINE void exponentiate(Lanes& x) {
   const Lanes low = (rest * 5.550356954e-02F + 2.402265072e-01F) * square + (rest * 6.931471825e-01F + 1.0F);
   const Lanes high = square * 1.546144777e-04F + (rest * 1.339086681e-03F + 9.618056938e-03F);
   const Lanes series = high * (square * square) + low;
-  const LaneBits exponent = (reinterpret_cast<const LaneBits&>(shifted) << 23) + 0x3F800000;
+  // Unsigned: what overflows for a tiny x is thrown away below.
+  const LanesAnywhere exponent = (reinterpret_cast<const LanesAnywhere&>(shifted) << 23) + 0x3F800000U;
   const Lanes power = series * reinterpret_cast<const Lanes&>(exponent);
   const LaneBits bits = reinterpret_cast<const LaneBits&>(power) & ~is_tiny;
   x = reinterpret_cast<const Lanes&>(bits);
