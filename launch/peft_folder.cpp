@@ -202,7 +202,8 @@ void write_peft_folder(const fs::path& folder, const peft::MethodConfig& config,
       const auto rank = config.lora.rank * static_cast<std::int64_t>(num_parts);
       for (const std::string& name : shortest_names(names, all_modules)) {
         ranks[name] = rank;
-        alphas[name] = scale * (config.lora.rank_stabilized ? std::sqrt(static_cast<double>(rank)) : rank);
+        alphas[name] =
+            scale * (config.lora.rank_stabilized ? std::sqrt(static_cast<double>(rank)) : static_cast<double>(rank));
       }
     }
   }

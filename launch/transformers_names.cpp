@@ -44,7 +44,7 @@ std::string checkpoint_name(const model::Backbone& backbone, const model::LayerP
 std::string parameter_name(const model::Backbone& backbone, const std::string& checkpoint_name) {
   std::string name = checkpoint_name;
   if (backbone.family->model_type() == "vit") {
-    static const std::vector<std::pair<std::string, std::string>> kRenamed = {
+    static const std::vector<std::pair<std::string, std::string>> renamed = {
         {"encoder.layer.", "layers."},
         {"attention.attention.query", "attention.q_proj"},
         {"attention.attention.key", "attention.k_proj"},
@@ -52,7 +52,7 @@ std::string parameter_name(const model::Backbone& backbone, const std::string& c
         {"attention.output.dense", "attention.o_proj"},
         {"intermediate.dense", "mlp.fc1"},
         {".output.dense", ".mlp.fc2"}};
-    for (const auto& [from, to] : kRenamed) {
+    for (const auto& [from, to] : renamed) {
       replace_first(name, from, to);
     }
   }
@@ -60,7 +60,7 @@ std::string parameter_name(const model::Backbone& backbone, const std::string& c
 }
 
 std::string transformers_class(const model::Backbone& backbone, const std::string& pooling) {
-  static const std::map<std::string, std::pair<std::string, std::string>> kClasses = {
+  static const std::map<std::string, std::pair<std::string, std::string>> classes = {
       {"bert", {"BertForSequenceClassification", ""}},
       {"roberta", {"RobertaForSequenceClassification", ""}},
       {"xlm-roberta", {"XLMRobertaForSequenceClassification", ""}},
@@ -83,8 +83,8 @@ std::string transformers_class(const model::Backbone& backbone, const std::strin
                     "the run in the format espalier",
                     pooling));
   }
-  const auto found = kClasses.find(backbone.family->model_type());
-  ESPALIER_CHECK(found != kClasses.end(), "no class known for {}", backbone.family->model_type());
+  const auto found = classes.find(backbone.family->model_type());
+  ESPALIER_CHECK(found != classes.end(), "no class known for {}", backbone.family->model_type());
   return backbone.head().is_language_model ? found->second.second : found->second.first;
 }
 

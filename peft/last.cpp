@@ -198,7 +198,7 @@ at::Tensor LastNetwork::update(const Module& module, const at::Tensor& x, const 
     keys_values = context.cache->extend(module.place, keys_values);
   }
   model::AttentionOptions options;
-  options.scale = 1 / std::sqrt(static_cast<double>(config_.rank / config_.heads));
+  options.scale = 1 / std::sqrt(static_cast<double>(q.size(3)));
   options.is_causal = spec.is_causal && q.size(2) == keys_values.first.size(2);
   options.key_bias = inputs.attention_bias;
   const at::Tensor mixed = model::attention(q, keys_values.first, keys_values.second, {}, options);

@@ -131,7 +131,7 @@ at::Tensor LstNetwork::add(const std::string& name, const at::Tensor& value) {
 }
 
 at::Tensor LstNetwork::add_gate(const std::string& name, bool is_inert) {
-  const at::Tensor gate = add(name, at::zeros({1}));  // sigmoid(0): both count alike at the start
+  at::Tensor gate = add(name, at::zeros({1}));  // sigmoid(0): both count alike at the start
   trained_.back().decays = false;
   trained_.back().is_inert = is_inert;
   return gate;

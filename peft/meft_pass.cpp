@@ -162,7 +162,7 @@ void MeftEntryStep::backward(MeftDescent& descent, const GradientSink& /*sink*/)
   descent.gradients.emplace("hidden", first + take(descent.gradients, kSecondStream));
 }
 
-MeftJointStep::MeftJointStep(model::Carry leaves, model::Carry outputs, TrainedRange trained)
+MeftJointStep::MeftJointStep(model::Carry leaves, const model::Carry& outputs, TrainedRange trained)
     : trained_(std::move(trained)), graph_(std::move(leaves), outputs, trained_.tensors) {
   for (const auto& [name, value] : outputs) outputs_.push_back(name);
 }

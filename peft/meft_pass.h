@@ -92,7 +92,7 @@ class MeftEntryStep final : public MeftStep {
 /// Ordinary layers with a graph.
 class MeftJointStep final : public MeftStep {
  public:
-  MeftJointStep(model::Carry leaves, model::Carry outputs, TrainedRange trained);
+  MeftJointStep(model::Carry leaves, const model::Carry& outputs, TrainedRange trained);
   void backward(MeftDescent& descent, const GradientSink& sink) override;
 
  private:

@@ -229,7 +229,7 @@ class FloatingPoint final : public StreamArithmetic {
 }  // namespace
 
 int remainder_bits(std::int64_t divisor) {
-  return std::bit_width(static_cast<std::uint64_t>(divisor - 1));
+  return static_cast<int>(std::bit_width(static_cast<std::uint64_t>(divisor - 1)));
 }
 
 std::unique_ptr<StreamArithmetic> make_fixed_point(std::int64_t fraction_bits, at::ScalarType real_type,

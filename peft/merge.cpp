@@ -5,6 +5,8 @@
 #include <ATen/core/grad_mode.h>
 #include <spdlog/fmt/fmt.h>
 
+#include <utility>
+
 #include "common/check.h"
 #include "common/error.h"
 #include "peft/lora.h"
@@ -14,12 +16,12 @@ namespace espalier::peft {
 namespace {
 
 void refuse_unmergeable(std::string_view method) {
-  static const std::map<std::string, std::string, std::less<>> kReasons = {
+  static const std::map<std::string, std::string, std::less<>> reasons = {
       {"lst", "its side network reads the outputs of the backbone's blocks"},
       {"last", "its modules of attention read the outputs of the backbone's blocks"},
       {"adapter", "its bottlenecks have an activation inside, which no matrix equals"},
       {"meft", "its blocks run on two streams with bottlenecks inside"}};
-  if (const auto reason = kReasons.find(method); reason != kReasons.end()) {
+  if (const auto reason = reasons.find(method); reason != reasons.end()) {
     throw ConfigError(
         fmt::format("peft.method={}: cannot be merged into the weights, since {}; export it in the format "
                     "espalier, which tools/espalier_hf attaches to transformers",
@@ -47,13 +49,14 @@ std::map<std::string, at::Tensor> merged_weights(Method& method, model::StageSli
   for (const auto& layer : slice.layers()) {
     const std::string& name = layer->plan().name;
     layer->visit_weights([&](const std::string& role, at::Tensor& slot, const std::vector<std::int64_t>& /*shape*/) {
-      if (slot.defined() && (slot.requires_grad() || kept.contains(name + "." + role))) {
-        merged.emplace(name + "." + role, slot.detach().to(at::kFloat));
+      std::string full_name = fmt::format("{}.{}", name, role);
+      if (slot.defined() && (slot.requires_grad() || kept.contains(full_name))) {
+        merged.emplace(std::move(full_name), slot.detach().to(at::kFloat));
       }
     });
     layer->visit_linears([&](const std::string& role, model::Linear& linear) {
       if (linear.delta) {
-        merged.insert_or_assign(name + "." + role + ".weight",
+        merged.insert_or_assign(fmt::format("{}.{}.weight", name, role),
                                 linear.weight.to(at::kFloat) + product_of(*linear.delta));
       }
     });

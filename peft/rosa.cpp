@@ -14,10 +14,10 @@
 namespace espalier::peft {
 namespace {
 
-constexpr const char* kTargetsKey = "peft.rosa.targets";
+constexpr const char* kRosaTargetsKey = "peft.rosa.targets";
 
 void check(const RosaConfig& config, const model::Backbone& backbone) {
-  check_targets(kTargetsKey, config.targets, backbone);
+  check_targets(kRosaTargetsKey, config.targets, backbone);
   if (config.rank >= 1 && config.rank != std::floor(config.rank)) {
     throw ConfigError(fmt::format(
         "peft.rosa.rank: expected an integer, or a share of the smaller width below 1, found {}", config.rank));
@@ -41,7 +41,7 @@ void describe(OptionTable& table, RosaConfig& config) {
       .help(
           "Directions of a weight that train at a time: an integer, or below 1 a share of the weight's smaller width. "
           "From that width on the weight itself trains.");
-  table.add(kTargetsKey, config.targets)
+  table.add(kRosaTargetsKey, config.targets)
       .help("Roles of the linears that are adapted, in every block: as of peft.lora.targets.");
   table.add("peft.rosa.sampling", config.sampling)
       .choices({"window", "uniform", "top", "bottom"})

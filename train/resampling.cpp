@@ -38,7 +38,7 @@ at::Tensor digest_of(peft::Resampling& resampling) {
   }
   auto words = at::zeros({2}, at::kLong);
   for (int k = 0; k < 2; ++k) {
-    const auto word = std::stoull(digest.hex().substr(static_cast<std::size_t>(16 * k), 16), nullptr, 16);
+    const auto word = std::stoull(digest.hex().substr(std::size_t{16} * static_cast<std::size_t>(k), 16), nullptr, 16);
     words[k] = static_cast<std::int64_t>(word);
   }
   return words;
@@ -90,8 +90,8 @@ void ResamplingEvents::require_equal_replicas(const char* when) const {
   }
   auto& control = *mesh_.control;
   const auto own = digest_of(*resampling_);
-  std::vector<at::Tensor> all;
-  for (int rank = 0; rank < control.num_ranks(); ++rank) all.push_back(at::zeros_like(own));
+  std::vector<at::Tensor> all(static_cast<std::size_t>(control.num_ranks()));
+  for (auto& other : all) other = at::zeros_like(own);
   control.all_gather(all, own).wait();
   const bool is_equal =
       at::equal(all[static_cast<std::size_t>(place.world_rank_of(place.stage_index, /*replica=*/0))], own);

@@ -77,7 +77,7 @@ std::map<std::string, at::Tensor> Worker::result() const {
 
 void Worker::load_result(const std::map<std::string, at::Tensor>& tensors) {
   const at::NoGradGuard no_grad;
-  const auto load = [&](const std::string& name, at::Tensor value) {
+  const auto load = [&](const std::string& name, const at::Tensor& value) {
     const auto found = tensors.find(name);
     if (found == tensors.end()) {
       throw ConfigError(
