@@ -2,7 +2,7 @@
 // The option table: an option is declared once, beside the struct that uses it, with unit, default, range and
 // consequence. From the table come the command-line flags (--train.learning_rate), the INI keys ([train]
 // learning_rate), --help, --print-config with provenance, the errors and docs/options.md. Precedence: default < file <
-// flag.
+// flag. A part of a run may have values of its own: they stand in a scope ([objective.small] peft.lst.reduction = 16).
 #pragma once
 
 #include <concepts>
@@ -81,6 +81,23 @@ class Option {
   OptionSource source_ = OptionSource::kDefault;
 };
 
+/// Sections whose keys are whole keys of other options, with values that hold for a part of the run alone.
+struct OptionScope {
+  std::string name;                       ///< "objective": sections [objective.NAME], or [objective] if it has no names
+  bool is_named = false;                  ///< NAME: letters, digits, '_', '-' and '+'
+  std::vector<std::string> key_prefixes;  ///< of the options that may stand there
+  std::string help;
+};
+
+/// A value that stands in a scope: not read into the option's variable, but kept as text.
+struct ScopedValue {
+  std::string section;  ///< "objective.small"
+  std::string key;      ///< of the option
+  std::string text;
+  OptionSource source = OptionSource::kFile;
+  std::string origin;
+};
+
 /// Thread: not shared.
 class OptionTable {
  public:
@@ -88,6 +105,8 @@ class OptionTable {
   /// Requires: the variable outlives the use of the table.  Throws: InternalError if the key is taken or malformed.
   template <OptionValue Value>
   Option& add(std::string key, Value& variable);
+  /// From here on the scope's sections and flags (--objective.small.peft.lst.reduction=16) are kept in scoped_values().
+  void add_scope(OptionScope scope);
 
   /// Reads an INI file: [section] then key = value; '#' and ';' start comments at the begin of a line and after a
   /// space. A value in double quotes is taken as it is, with \" \\ \n \t inside. Throws: ConfigError naming file and
@@ -100,13 +119,19 @@ class OptionTable {
   void read_flags(const std::vector<std::string>& arguments);
   /// Throws: ConfigError that lists every required option that was not given.
   void check_required() const;
+  /// Gives one option a value, as if `origin` had said it. Throws: ConfigError.
+  void set(const std::string& key, const std::string& text, OptionSource source, const std::string& origin);
 
+  /// In the order in which they were first given; the last text given for a key counts.
+  [[nodiscard]] const std::vector<ScopedValue>& scoped_values() const { return scoped_values_; }
   /// Null if there is no such key.
   [[nodiscard]] const Option* find(std::string_view key) const;
   /// INI text of every value, each line with its provenance as a comment; read_text() of it gives the same values.
   [[nodiscard]] std::string print_config() const;
   /// INI text without provenance, sorted: the text whose digest ranks compare.
   [[nodiscard]] std::string canonical_text() const;
+  /// The same of all but the scopes.
+  [[nodiscard]] std::string unscoped_text() const;
   /// Every option grouped by section, at most 100 columns wide.
   [[nodiscard]] std::string help() const;
   /// docs/options.md.
@@ -121,8 +146,15 @@ class OptionTable {
   Option& lookup(const std::string& key, const std::string& origin);
   void check_section(const std::string& name, const std::string& origin) const;
   [[nodiscard]] std::vector<Section> sections() const;
+  /// The scope that `key` (or a section and a dot) begins with; null: none.
+  [[nodiscard]] const OptionScope* scope_of(std::string_view key) const;
+  /// Parts a key that begins with `scope` into section and option. Throws: ConfigError.
+  [[nodiscard]] ScopedValue parse_scoped(const OptionScope& scope, const std::string& key, const std::string& origin);
+  void keep(ScopedValue value);
 
   std::vector<std::unique_ptr<Option>> options_;
+  std::vector<OptionScope> scopes_;
+  std::vector<ScopedValue> scoped_values_;
 };
 
 }  // namespace espalier

@@ -39,6 +39,31 @@ std::string section_header(std::string_view section) {
   return section.empty() ? std::string() : fmt::format("[{}]\n", section);
 }
 
+/// INI text of the scopes, section by section as first given.
+std::string scopes_text(const std::vector<ScopedValue>& values, bool has_origins) {
+  std::vector<std::string_view> sections;
+  for (const ScopedValue& value : values) {
+    if (std::find(sections.begin(), sections.end(), value.section) == sections.end()) {
+      sections.push_back(value.section);
+    }
+  }
+  std::string out;
+  for (const std::string_view section : sections) {
+    out += (has_origins ? "\n" : "") + section_header(section);
+    for (const ScopedValue& value : values) {
+      if (value.section == section) {
+        out += fmt::format("{} = {}{}\n", value.key, detail::ini_value(value.text),
+                           has_origins ? "  # " + value.origin : "");
+      }
+    }
+  }
+  return out;
+}
+
+std::string scope_section(const OptionScope& scope) {
+  return scope.is_named ? scope.name + ".NAME" : scope.name;
+}
+
 std::string markdown_cell(std::string text) {
   for (std::size_t at = 0; (at = text.find('|', at)) != std::string::npos; at += 2) {
     text.insert(at, 1, '\\');
@@ -57,10 +82,14 @@ std::string OptionTable::print_config() const {
       out += fmt::format("{} = {}  # {}\n", option->leaf(), detail::ini_value(option->value_text()), option->origin());
     }
   }
-  return out;
+  return out + scopes_text(scoped_values_, /*has_origins=*/true);
 }
 
 std::string OptionTable::canonical_text() const {
+  return unscoped_text() + scopes_text(scoped_values_, /*has_origins=*/false);
+}
+
+std::string OptionTable::unscoped_text() const {
   std::map<std::string_view, std::map<std::string_view, std::string>> sorted;
   for (const auto& option : options_) {
     sorted[option->section()][option->leaf()] = detail::ini_value(option->value_text());
@@ -96,6 +125,12 @@ std::string OptionTable::help() const {
       append_wrapped(out, option->help_, 6);
     }
   }
+  for (const OptionScope& scope : scopes_) {
+    out += "\n" + section_header(scope_section(scope));
+    append_wrapped(out,
+                   fmt::format("--{}.<key> for keys {}", scope_section(scope), fmt::join(scope.key_prefixes, ", ")), 2);
+    append_wrapped(out, scope.help, 6);
+  }
   return out;
 }
 
@@ -121,6 +156,10 @@ std::string OptionTable::markdown() const {
                          markdown_cell(standard), markdown_cell(allowed), markdown_cell(option->unit_),
                          markdown_cell(option->help_));
     }
+  }
+  for (const OptionScope& scope : scopes_) {
+    out += fmt::format("\n## {}\n\n{} Keys: `{}`.\n", scope_section(scope), scope.help,
+                       fmt::join(scope.key_prefixes, "`, `"));
   }
   return out;
 }

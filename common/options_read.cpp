@@ -4,6 +4,7 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 #include <set>
 #include <utility>
@@ -149,7 +150,7 @@ void OptionTable::read_file(const std::filesystem::path& path) {
 
 void OptionTable::read_text(std::string_view text, const std::string& name) {
   std::string section;
-  std::set<std::string> seen;
+  std::map<std::string, std::string> seen;  // key -> origin
   for (int line_number = 1; !text.empty(); ++line_number) {
     const std::size_t end = std::min(text.find('\n'), text.size());
     const auto line = detail::trimmed(text.substr(0, end));
@@ -165,7 +166,9 @@ void OptionTable::read_text(std::string_view text, const std::string& name) {
         throw ConfigError(fmt::format("{}: expected [section], found \"{}\"", origin, line));
       }
       section = detail::trimmed(line.substr(1, close - 1));
-      check_section(section, origin);
+      if (scope_of(section + ".") == nullptr) {
+        check_section(section, origin);
+      }
       continue;
     }
     const std::size_t equals = line.find('=');
@@ -174,12 +177,20 @@ void OptionTable::read_text(std::string_view text, const std::string& name) {
     }
     const std::string leaf(detail::trimmed(line.substr(0, equals)));
     const std::string key = section.empty() ? leaf : fmt::format("{}.{}", section, leaf);
-    Option& option = lookup(key, origin);
-    if (!seen.insert(key).second) {
+    const OptionScope* scope = scope_of(key);
+    ScopedValue scoped = scope != nullptr ? parse_scoped(*scope, key, origin) : ScopedValue{};
+    Option& option = lookup(scope != nullptr ? scoped.key : key, origin);
+    if (const auto [first, is_new] = seen.emplace(key, origin); !is_new) {
       throw ConfigError(fmt::format("{}: expected each option once, found {} again after {}; remove one of the two",
-                                    origin, key, option.origin()));
+                                    origin, key, first->second));
     }
-    option.assign(parse_ini_value(detail::trimmed(line.substr(equals + 1)), origin), OptionSource::kFile, origin);
+    std::string text_of_value = parse_ini_value(detail::trimmed(line.substr(equals + 1)), origin);
+    if (scope != nullptr) {
+      scoped.text = std::move(text_of_value);
+      keep(std::move(scoped));
+    } else {
+      option.assign(text_of_value, OptionSource::kFile, origin);
+    }
   }
 }
 
@@ -192,18 +203,30 @@ void OptionTable::read_flags(const std::vector<std::string>& arguments) {
     }
     const std::size_t equals = word.find('=');
     const std::string flag = word.substr(0, equals);
-    Option& option = lookup(flag.substr(2), flag);
+    const std::string key = flag.substr(2);
+    const OptionScope* scope = scope_of(key);
+    ScopedValue scoped = scope != nullptr ? parse_scoped(*scope, key, flag) : ScopedValue{};
+    Option& option = lookup(scope != nullptr ? scoped.key : key, flag);
     if (!seen.insert(flag).second) {
       throw ConfigError(fmt::format("{}: expected each flag once, found it again; remove one of the two", flag));
     }
+    const auto take = [&](const std::string& text) {
+      if (scope == nullptr) {
+        option.assign(text, OptionSource::kFlag, flag);
+        return;
+      }
+      scoped.text = text;
+      scoped.source = OptionSource::kFlag;
+      keep(std::move(scoped));
+    };
     const bool has_next = i + 1 < arguments.size();
     if (equals != std::string::npos) {
-      option.assign(word.substr(equals + 1), OptionSource::kFlag, flag);
+      take(word.substr(equals + 1));
     } else if (option.is_bool_) {
       const bool takes_next = has_next && detail::parse_bool(arguments[i + 1]).has_value();
-      option.assign(takes_next ? arguments[++i] : "true", OptionSource::kFlag, flag);
+      take(takes_next ? arguments[++i] : "true");
     } else if (has_next && !arguments[i + 1].starts_with("--")) {
-      option.assign(arguments[++i], OptionSource::kFlag, flag);
+      take(arguments[++i]);
     } else {
       throw ConfigError(
           fmt::format("{}: expected {}, found no value; write {}=VALUE", flag, option.expectation(), flag));
