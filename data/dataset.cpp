@@ -161,6 +161,27 @@ std::string_view to_string(TaskKind kind) {
   return rule_of(kind).name;
 }
 
+DatasetInfo with_label_column(DatasetInfo info, const std::string& column) {
+  if (column.empty()) {
+    return info;
+  }
+  const auto found = info.label_columns.find(column);
+  if (found == info.label_columns.end()) {
+    std::vector<std::string> names;
+    for (const auto& [name, class_names] : info.label_columns) {
+      names.push_back(name);
+    }
+    throw ConfigError(fmt::format("data.label_column: expected {}, found '{}' ({} has {} further label columns)",
+                                  names.empty() ? "nothing" : fmt::format("one of {}", fmt::join(names, ", ")), column,
+                                  info.path.string(), names.size()));
+  }
+  info.label_names = found->second;
+  info.task = info.label_names.empty() ? TaskKind::kRegression : TaskKind::kClassification;
+  info.num_labels = std::max<std::int64_t>(static_cast<std::int64_t>(info.label_names.size()), 1);
+  info.labels = "labels_" + column;
+  return info;
+}
+
 Dataset Dataset::open(const std::filesystem::path& path) {
   if (!std::filesystem::is_regular_file(path)) {
     throw ConfigError(fmt::format("{}: expected a dataset file (data.path), found none; make it with tools/prepare.py",

@@ -44,6 +44,7 @@ struct DatasetInfo {
   std::int64_t num_labels = 0;  ///< 0 where targets are tokens
   std::vector<std::string> label_names;
   std::map<std::string, std::vector<std::string>> label_columns;  ///< further ones: class names, none for numbers
+  std::string labels = "labels";                                  ///< the tensor of a batch that holds what is learned
   std::int64_t pad_token_id = 0;
   std::int64_t vocab_size = 0;  ///< 0 for images
   std::string tokenizer_digest, source_digest;
@@ -51,6 +52,10 @@ struct DatasetInfo {
   std::int64_t max_length = 0;               ///< the truncation that prepare.py applied; 0 for images
   std::vector<float> pixel_mean, pixel_std;  ///< of each channel; images only
 };
+
+/// The same dataset with the further label column `column` in the place of its labels; "": as it is.
+/// Throws: ConfigError listing the columns there are.
+DatasetInfo with_label_column(DatasetInfo info, const std::string& column);
 
 /// One split: texts wholly in memory as ragged arrays (ids are int32: 8,000 snippets are 1 MB), images and features of
 /// images in their file.

@@ -15,6 +15,7 @@ namespace espalier::data {
 
 struct DataConfig {
   std::string path;
+  std::string label_column;  ///< empty: the file's labels
   std::int64_t global_batch_size = 32;
   std::int64_t micro_batch_size = 0;  ///< 0: the global batch
   std::int64_t max_length = 512;

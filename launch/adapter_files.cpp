@@ -12,16 +12,16 @@
 
 namespace espalier::launch {
 
-nlohmann::json describe_adapter(const OptionTable& table, const peft::Method& method,
+nlohmann::json describe_adapter(const ObjectiveOptions& options, const train::WorkerObjective& objective,
                                 const std::string& base_model_digest, const data::DatasetInfo& dataset) {
-  nlohmann::json description = {{"method", method.name()},
-                                {"options", adapter_options(table)},
+  nlohmann::json description = {{"method", options.run.peft.method},
+                                {"options", options.adapter_options},
                                 {"base_model_digest", base_model_digest},
                                 {"task", data::to_string(dataset.task)},
                                 {"num_labels", dataset.num_labels},
                                 {"head", train::predicts_tokens(dataset.task) ? "language_model" : "pooled"},
                                 {"label_names", dataset.label_names}};
-  for (const auto& [key, json_text] : method.describe_export()) {
+  for (const auto& [key, json_text] : objective.facts) {
     description["facts"][key] = nlohmann::json::parse(json_text);
   }
   return description;
@@ -32,6 +32,7 @@ void describe(OptionTable& table, WeightsRequest& request) {
   table.add("adapter", request.adapter)
       .help(
           "Adapter folder, Espalier's or PEFT's LoRA; default: the run's. Without run and adapter: the bare backbone.");
+  table.add("objective", request.objective).help("Of a run with several objectives, the one whose adapter is used.");
 }
 
 void require_fit(const model::Backbone& backbone, const data::DatasetInfo& dataset) {
@@ -87,12 +88,18 @@ std::unique_ptr<train::Worker> make_worker_with_weights(Session& session, const 
   // Run and adapter decide which files come before the flags, so they are looked for first.
   request.run = flag_value(arguments, "--run");
   request.adapter = flag_value(arguments, "--adapter");
+  request.objective = flag_value(arguments, "--objective");
   const train::RunFolder folder(request.run);
-  const std::string adapter_folder = !request.adapter.empty() ? request.adapter
-                                     : request.run.empty()    ? ""
-                                                              : folder.adapter().string();
+  std::string adapter_folder = !request.adapter.empty() ? request.adapter
+                               : request.run.empty()    ? ""
+                                                        : folder.adapter().string();
+  bool takes_adapter_options = request.run.empty();
   if (!request.run.empty()) {
     table.read_text(session.read_text(folder.config_file()), folder.config_file());
+    if (!table.scoped_values().empty() && request.adapter.empty()) {
+      adapter_folder = folder.adapter(find_objective(plan_objectives(table), request.objective).name).string();
+      takes_adapter_options = true;
+    }
     // The layout belongs to a job, not to the weights: this one has other ranks.
     run.parallel = {};
   }
@@ -106,7 +113,7 @@ std::unique_ptr<train::Worker> make_worker_with_weights(Session& session, const 
     adapter = read_any_adapter(adapter_folder, run.model.path);
     head.num_labels = adapter->description.value("num_labels", std::int64_t{0});
     head.kind = adapter->description.value("head", std::string("auto"));
-    if (request.run.empty() || is_peft_folder(adapter_folder)) {
+    if (takes_adapter_options || is_peft_folder(adapter_folder)) {
       table.read_text(adapter->description.value("options", std::string()), adapter_folder + "/adapter.json");
     }
   } else {
@@ -120,7 +127,8 @@ std::unique_ptr<train::Worker> make_worker_with_weights(Session& session, const 
   dist::require_equal(session.control(), table.canonical_text(), "configuration");
   session.set_threads(static_cast<int>(run.parallel.threads));
   auto worker = std::make_unique<train::Worker>(
-      train::WorkerConfig{run.model, run.parallel, run.peft, run.train.seed, head}, session.ranks(run.model.device));
+      train::WorkerConfig{run.model, run.parallel, run.train.seed, {{.peft = run.peft, .head = head}}},
+      session.ranks(run.model.device));
   if (adapter) {
     load_adapter(*worker, *adapter, adapter_folder);
   }

@@ -10,6 +10,7 @@
 #include "common/options.h"
 #include "data/dataset.h"
 #include "launch/commands.h"
+#include "launch/objectives.h"
 #include "launch/run_config.h"
 #include "launch/session.h"
 #include "peft/method.h"
@@ -17,15 +18,16 @@
 
 namespace espalier::launch {
 
-/// adapter.json of the trained tensors of `method` (docs/adapter_format.md).
-nlohmann::json describe_adapter(const OptionTable& table, const peft::Method& method,
+/// adapter.json of what an objective of the worker trained (docs/adapter_format.md).
+nlohmann::json describe_adapter(const ObjectiveOptions& options, const train::WorkerObjective& objective,
                                 const std::string& base_model_digest, const data::DatasetInfo& dataset);
 
 /// Where weights to evaluate come from: a run folder, an adapter folder, or neither (the bare backbone with its own
 /// head).
 struct WeightsRequest {
-  std::string run;      ///< --run
-  std::string adapter;  ///< --adapter; ours or PEFT's
+  std::string run;        ///< --run
+  std::string adapter;    ///< --adapter; ours or PEFT's
+  std::string objective;  ///< --objective; of a run that has several
 };
 void describe(OptionTable& table, WeightsRequest& request);
 

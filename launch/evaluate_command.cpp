@@ -16,15 +16,17 @@ int run_evaluate(const Arguments& arguments) {
   describe(table, request);
   table.add("split", split).help("Split of the dataset to evaluate.");
   if (wants_help(arguments)) {
-    print_once("usage: espalier evaluate --run FOLDER [--split NAME] [--section.key=value ...]\n\n" + table.help());
+    print_once("usage: espalier evaluate --run FOLDER [--objective NAME] [--split NAME] [--section.key=value ...]\n\n" +
+               table.help());
     return static_cast<int>(ExitCode::kOk);
   }
   return run_in_session([&](Session& session) {
     const auto worker = make_worker_with_weights(session, arguments, table, run, request);
     const auto dataset = data::Dataset::open(run.data.path);
-    require_fit(worker->backbone(), dataset.info());
-    const auto metrics = train::evaluate(*worker, dataset, split, run.data, run.train.evaluation_batch_size);
-    print_once(nlohmann::json(metrics).dump(2) + "\n");
+    const auto info = data::with_label_column(dataset.info(), run.data.label_column);
+    require_fit(worker->backbone(), info);
+    const auto metrics = train::evaluate(*worker, {info}, dataset, split, run.data, run.train.evaluation_batch_size);
+    print_once(nlohmann::json(metrics.front()).dump(2) + "\n");
     return static_cast<int>(ExitCode::kOk);
   });
 }

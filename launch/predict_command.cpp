@@ -106,8 +106,9 @@ void predict_arrays(train::Worker& worker, const PredictRequest& request) {
 /// Collective: every rank.
 void predict_split(train::Worker& worker, const RunConfig& run, const PredictRequest& request) {
   const auto dataset = data::Dataset::open(run.data.path);
-  require_fit(worker.backbone(), dataset.info());
-  const auto task = dataset.info().task;
+  const auto info = data::with_label_column(dataset.info(), run.data.label_column);
+  require_fit(worker.backbone(), info);
+  const auto task = info.task;
   if (train::predicts_tokens(task)) {
     throw ConfigError(
         fmt::format("{}: expected a dataset whose rows have a class or a number, found task {}: logits of every token "
@@ -115,7 +116,7 @@ void predict_split(train::Worker& worker, const RunConfig& run, const PredictReq
                     run.data.path, data::to_string(task)));
   }
   const auto logits =
-      train::predict(worker, task, dataset.split(request.split), run.data, run.train.evaluation_batch_size);
+      train::predict(worker, {info}, dataset.split(request.split), run.data, run.train.evaluation_batch_size).front();
   std::string error;
   if (worker.control().rank() == 0) {
     try {
@@ -147,7 +148,7 @@ int run_predict(const Arguments& arguments) {
       .help("HDF5 file to write: logits, and with --inputs last_hidden_state and (with labels) loss.");
   if (wants_help(arguments)) {
     print_once(
-        "usage: espalier predict --run FOLDER --split NAME --output O.h5\n"
+        "usage: espalier predict --run FOLDER [--objective NAME] --split NAME --output O.h5\n"
         "       espalier predict --model.path FOLDER [--adapter FOLDER] --inputs I.h5 --output O.h5\n\n" +
         table.help());
     return static_cast<int>(ExitCode::kOk);

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "common/error.h"
+#include "launch/objectives.h"
 
 namespace espalier::launch {
 namespace {
@@ -22,7 +23,7 @@ constexpr std::string_view kWithoutEffectOnNumbers[] = {"run.",
                                                         "model.path",
                                                         "data.path"};
 
-constexpr std::string_view kOfAdapters[] = {"peft.", "model.pooling"};
+constexpr std::string_view kOfAdapters[] = {"peft.", "model.pooling", "data.label_column"};
 
 template <typename Prefixes>
 bool has_prefix(std::string_view key, const Prefixes& prefixes) {
@@ -64,6 +65,7 @@ void describe(OptionTable& table, RunConfig& config) {
   train::describe(table, config.parallel);
   dist::describe(table, config.gradient_sync);
   train::describe(table, config.checkpoint);
+  describe_objectives(table);
 }
 
 std::string numeric_options(const OptionTable& table) {

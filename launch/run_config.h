@@ -34,7 +34,7 @@ void describe(OptionTable& table, RunConfig& config);
 /// The options that can change a number, as INI text: all but places on disk, the layout, and when to save or stop.
 std::string numeric_options(const OptionTable& table);
 
-/// The options that an adapter needs to be attached again: peft.* and how the head pools.
+/// The options that an adapter needs to be attached again, and evaluated: peft.*, how the head pools, what was learned.
 std::string adapter_options(const OptionTable& table);
 
 /// Reads a file of options: in a job of several ranks rank 0 reads it and every rank gets the same bytes.

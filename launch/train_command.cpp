@@ -3,6 +3,7 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <optional>
+#include <vector>
 
 #include "checkpoint/adapter.h"
 #include "common/durable_file.h"
@@ -11,6 +12,7 @@
 #include "dist/agree.h"
 #include "launch/adapter_files.h"
 #include "launch/commands.h"
+#include "launch/objectives.h"
 #include "launch/run_config.h"
 #include "launch/session.h"
 #include "train/device.h"
@@ -50,33 +52,49 @@ std::string summary_text(const nlohmann::json& record) {
                 fmt::format("{:.1f} s, {:.1f} % of training", record["resampling_seconds"].get<double>(),
                             100 * record["resampling_share"].get<double>()));
   }
-  if (record.contains("best")) {
-    const auto& best = record["best"];
-    text += row("best validation " + best["metric"].get<std::string>(),
-                fmt::format("{:.4f} (step {})", best["value"].get<double>(), best["step"].get<std::int64_t>()));
-  }
-  if (record.contains("test")) {
-    for (const auto& [name, value] : record["test"].items()) {
-      text += row("test " + name, fmt::format("{:.4f}", value.get<double>()));
+  const auto add_results = [&](const nlohmann::json& of) {
+    if (of.contains("best")) {
+      const auto& best = of["best"];
+      text += row("best validation " + best["metric"].get<std::string>(),
+                  fmt::format("{:.4f} (step {})", best["value"].get<double>(), best["step"].get<std::int64_t>()));
     }
+    if (of.contains("ended")) {
+      text += row("ended after step", fmt::format("{}: {}", of["ended"]["step"].get<std::int64_t>(),
+                                                  of["ended"]["reason"].get<std::string>()));
+    }
+    if (of.contains("test")) {
+      for (const auto& [name, value] : of["test"].items()) {
+        text += row("test " + name, fmt::format("{:.4f}", value.get<double>()));
+      }
+    }
+  };
+  add_results(record);
+  for (const auto& objective : record.value("objectives", nlohmann::json::array())) {
+    text += fmt::format("\n{}\n", objective["name"].get<std::string>());
+    text += row("trained parameters", fmt::format("{}", objective["trained_parameters"].get<std::int64_t>()));
+    add_results(objective);
   }
   return text;
 }
 
-void write_run_adapter(const train::TrainerConfig& config, const OptionTable& table, train::Worker& worker,
-                       const data::Dataset& dataset) {
-  auto tensors = train::gather_stages(worker.mesh(), worker.result());
-  std::string error;
-  if (worker.control().rank() == 0) {
-    try {
-      checkpoint::write_adapter(
-          train::RunFolder(config.run_folder).adapter(),
-          {describe_adapter(table, worker.method(), worker.model_digest(), dataset.info()), std::move(tensors)});
-    } catch (const Error& failure) {
-      error = failure.what();
+/// Collective: every rank.
+void write_run_adapters(const train::TrainerConfig& config, const std::vector<ObjectiveOptions>& options,
+                        train::Worker& worker) {
+  for (std::size_t k = 0; k < options.size(); ++k) {
+    auto tensors = train::gather_stages(worker.mesh(), worker.result(k));
+    std::string error;
+    if (worker.control().rank() == 0) {
+      try {
+        checkpoint::write_adapter(
+            train::RunFolder(config.run_folder).adapter(options[k].name),
+            {describe_adapter(options[k], worker.objective(k), worker.model_digest(), config.objectives[k].data),
+             std::move(tensors)});
+      } catch (const Error& failure) {
+        error = failure.what();
+      }
     }
+    dist::require_all(worker.control(), error, static_cast<int>(ExitCode::kStorage), "writing the adapter");
   }
-  dist::require_all(worker.control(), error, static_cast<int>(ExitCode::kStorage), "writing the adapter");
 }
 
 int train_in_session(Session& session, const Arguments& arguments) {
@@ -84,6 +102,7 @@ int train_in_session(Session& session, const Arguments& arguments) {
   OptionTable table;
   describe(table, run);
   std::optional<checkpoint::Adapter> initial;
+  std::vector<ObjectiveOptions> objective_options;
   session.together("reading the configuration", [&] {
     const auto read = [&] {
       read_arguments(table, arguments, [&](const std::string& path) { return session.read_text(path); });
@@ -95,6 +114,13 @@ int train_in_session(Session& session, const Arguments& arguments) {
       read();  // file and flags go before the adapter's options
     }
     table.check_required();
+    objective_options = plan_objectives(table);
+    if (initial && !objective_options.front().name.empty()) {
+      throw ConfigError(
+          fmt::format("train.initial_adapter: expected a run of one objective, found objectives {}; start each from an "
+                      "adapter in a run of its own",
+                      names_of(objective_options)));
+    }
   });
   dist::require_equal(session.control(), table.canonical_text(), "configuration");
   const int threads = session.set_threads(static_cast<int>(run.parallel.threads));
@@ -107,12 +133,14 @@ int train_in_session(Session& session, const Arguments& arguments) {
                 "data.max_length = {} cuts off the ends of rows that {} keeps up to {} tokens, closing tokens too",
                 run.data.max_length, run.data.path, dataset.info().max_length);
   }
-  train::Worker worker(
-      {run.model, run.parallel, run.peft, run.train.seed, train::head_request(dataset.info(), run.model.pooling)},
-      session.ranks(run.model.device));
-  require_fit(worker.backbone(), dataset.info());
+  std::vector<train::ObjectiveConfig> objectives;
+  for (const auto& options : objective_options) {
+    objectives.push_back(make_objective(options, dataset.info()));
+  }
+  train::Worker worker({run.model, run.parallel, run.train.seed, objectives}, session.ranks(run.model.device));
+  require_fit(worker.backbone(), objectives.front().data);
   if (initial) {
-    if (worker.method().importance_start() != nullptr) {
+    if (worker.objective().importance_start != nullptr) {
       throw ConfigError(
           "train.initial_adapter: expected a method that does not draw its start from the data, found "
           "peft.lst.side_initial=fisher; take magnitude");
@@ -124,7 +152,7 @@ int train_in_session(Session& session, const Arguments& arguments) {
            place.num_replicas, threads, dataset.split("train").num_rows());
 
   const train::TrainerConfig config{
-      run.data,       run.optimizer,  run.gradient_sync,    run.parallel,           run.train,
+      run.data,       objectives,     run.gradient_sync,    run.parallel,           run.train,
       run.checkpoint, run.run.folder, table.print_config(), numeric_options(table), threads};
   train::Trainer trainer(config, worker, dataset, session.ledger(), session.stop_requested());
   const auto summary = trainer.run();
@@ -132,7 +160,7 @@ int train_in_session(Session& session, const Arguments& arguments) {
     log_info("espalier", "stopped on request after step {}; the same command goes on from there", summary.steps);
     return static_cast<int>(ExitCode::kStopped);
   }
-  write_run_adapter(config, table, worker, dataset);
+  write_run_adapters(config, objective_options, worker);
   print_once(summary_text(summary.record));
   return static_cast<int>(ExitCode::kOk);
 }

@@ -139,6 +139,21 @@ StageSlice::StageSlice(const Backbone& backbone, LayerRange range, const WeightS
   loader.check();
 }
 
+StageSlice::StageSlice(StageSlice& base, const Backbone& backbone, const WeightSource& weights, std::uint64_t seed)
+    : backbone_(backbone), range_(base.range_), options_(base.options_) {
+  options_.seed = seed;
+  std::map<std::string, at::Tensor> shared;
+  base.visit_weights([&](const std::string& name, const at::Tensor& slot, const std::vector<std::int64_t>& /*shape*/) {
+    shared.emplace(name, slot);
+  });
+  WeightLoader loader(backbone_, weights, options_, mapped_, &shared);
+  for (int layer = range_.first; layer < range_.end; ++layer) {
+    layers_.push_back(make_layer(backbone_.chain[static_cast<std::size_t>(layer)]));
+    loader.load(*layers_.back());
+  }
+  loader.check();
+}
+
 void StageSlice::make_trainable(at::Tensor& slot) {
   const auto owned = slot.detach().to(at::kFloat, /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous);
   mapped_.remove(slot);

@@ -121,6 +121,9 @@ class StageSlice {
   /// from N(0, initializer_range^2), biases 0, those of a visual embedding as initial_visual_weight() says. Throws:
   /// ConfigError naming every needed tensor that is missing or has another shape.
   StageSlice(const Backbone& backbone, LayerRange range, const WeightSource& weights, const SliceOptions& options);
+  /// The same range once more, for another task: the frozen weights are those of `base`, which share its memory, the
+  /// task weights are its own, of the head that `backbone` has and drawn by `seed`. Throws: ConfigError as above.
+  StageSlice(StageSlice& base, const Backbone& backbone, const WeightSource& weights, std::uint64_t seed);
 
   /// Checks one micro-batch, moves it to the device and makes what every layer reads.
   /// Requires: `tensors` on the host, through complete_decoder_inputs(). `goes_on`: these tokens follow cached ones,

@@ -58,6 +58,10 @@ void WeightLoader::load(Layer& layer) {
   }
   const bool is_visual_stored = is_any_visual_stored(layer);
   layer.visit_weights([&](const std::string& role, at::Tensor& slot, const std::vector<std::int64_t>& shape) {
+    if (!is_task_weight(plan, role) && shared_ != nullptr) {
+      slot = shared_->at(plan.name + "." + role);
+      return;
+    }
     if (!is_task_weight(plan, role)) return load_slot(plan, role, shape, options_.compute_type, slot);
     if (is_visual_stored) return load_slot(plan, role, shape, at::kFloat, slot);
     slot = initial_visual_weight(*plan.embedding->visual, role, shape, options_.seed, plan.name + "." + role)

@@ -20,9 +20,11 @@ std::vector<std::string> present_names(const StoredWeight& stored, const WeightS
 
 class WeightLoader {
  public:
+  /// `shared`: weights of the backbone by canonical name, taken instead of loaded; null: none.
   /// Owns: nothing; all arguments must outlive the loader.
-  WeightLoader(const Backbone& backbone, const WeightSource& source, const SliceOptions& options, MappedBytes& mapped)
-      : backbone_(backbone), source_(source), options_(options), mapped_(mapped) {}
+  WeightLoader(const Backbone& backbone, const WeightSource& source, const SliceOptions& options, MappedBytes& mapped,
+               const std::map<std::string, at::Tensor>* shared = nullptr)
+      : backbone_(backbone), source_(source), options_(options), mapped_(mapped), shared_(shared) {}
 
   /// Fills every slot of `layer`.
   void load(Layer& layer);
@@ -43,6 +45,7 @@ class WeightLoader {
   const WeightSource& source_;
   const SliceOptions& options_;
   MappedBytes& mapped_;
+  const std::map<std::string, at::Tensor>* shared_;
   std::vector<std::string> problems_;
   /// What was converted or moved, by stored name, part and type: a tied weight is there once.
   std::map<std::tuple<std::string, std::int64_t, at::ScalarType>, at::Tensor> converted_;

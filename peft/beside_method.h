@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The route beside: the frozen backbone runs without a graph, layer by layer, and the side network climbs along it.
-// Images behind a text are seen by the side network alone, so that the backbone stays without a graph although their
+// The route beside: the frozen backbone runs without a graph, layer by layer, and side networks climb along it: one, or
+// one for each of several objectives, which share the frozen forward and nothing else.
+// Images behind a text are seen by the side networks alone, so that the backbone stays without a graph although their
 // embedding trains.
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,31 +16,56 @@
 
 namespace espalier::peft {
 
+/// A network on the frozen forward, with the task weights that train with it.
+struct SideObjective {
+  std::string name = {};                               ///< empty for the only one
+  std::unique_ptr<model::StageSlice> slice = nullptr;  ///< has its task weights; null: the method's own slice
+  std::unique_ptr<SideNetwork> network = nullptr;      ///< on that slice
+  std::optional<std::uint64_t> dropout_seed = {};      ///< none: the run's
+};
+
 class BesideMethod final : public Method {
  public:
-  BesideMethod(model::StageSlice& slice, std::unique_ptr<SideNetwork> network)
-      : slice_(slice), network_(std::move(network)) {}
+  /// Requires: at least one objective; names differ. Throws: ConfigError when some want dropout in the frozen forward
+  /// and others do not.
+  BesideMethod(model::StageSlice& slice, std::vector<SideObjective> objectives);
 
-  [[nodiscard]] std::string_view name() const override { return network_->name(); }
+  [[nodiscard]] std::string_view name() const override { return objectives_.front().network->name(); }
   [[nodiscard]] Route route() const override { return Route::kBeside; }
-  /// The backbone's entries as far as it is run, and the side network's, called "side." and their name there.
+  /// The backbone's entries as far as it is run, and each network's, called "side.", the objective's prefix, and their
+  /// name there; those that networks share once, without a prefix.
   [[nodiscard]] model::CarryPlan plan_carry(int first_layer, const model::BatchShape& shape) const override;
-  [[nodiscard]] const std::vector<TrainedTensor>& trained() const override { return network_->trained(); }
-  [[nodiscard]] ImportanceStart* importance_start() override { return network_->importance_start(); }
+  [[nodiscard]] const std::vector<TrainedTensor>& trained() const override { return trained_; }
+  [[nodiscard]] std::vector<Objective> objectives() override;
   [[nodiscard]] StageResult forward(model::Carry incoming, const model::StageInputs& inputs,
                                     const model::ForwardContext& context, bool keeps_pass) override;
   [[nodiscard]] std::vector<std::pair<std::string, std::string>> describe_export() const override {
-    return network_->describe_export();
+    return objectives_.front().network->describe_export();
   }
 
  private:
+  /// One objective's part of a forward.
+  struct Climb {
+    model::ForwardContext context;
+    model::StageInputs inputs;
+    model::Carry side;    ///< by the network's own names
+    model::Carry leaves;  ///< by the names that travel
+    model::Carry outputs;
+  };
+
+  [[nodiscard]] std::vector<Climb> enter(model::Carry& incoming, const model::StageInputs& inputs,
+                                         const model::ForwardContext& context, bool keeps_pass) const;
   /// Runs one layer of the backbone on `carry`, if anything is read of it; returns an embedding's output before
   /// dropout.
   at::Tensor run_frozen(const model::Layer& layer, const model::StageInputs& inputs,
                         const model::ForwardContext& context, model::Carry& carry) const;
+  [[nodiscard]] const model::Layer& layer_of(const SideObjective& objective, std::size_t place) const;
+  [[nodiscard]] StageResult leave(model::Carry backbone, std::vector<Climb> climbs, bool keeps_pass) const;
 
   model::StageSlice& slice_;
-  std::unique_ptr<SideNetwork> network_;
+  std::vector<SideObjective> objectives_;
+  std::vector<TrainedTensor> trained_;
+  int last_tap_layer_ = 0;
 };
 
 }  // namespace espalier::peft

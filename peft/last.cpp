@@ -79,7 +79,10 @@ std::int64_t count_last(const LastConfig& config, const model::Backbone& backbon
 
 LastNetwork::LastNetwork(const LastConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
                          std::uint64_t seed)
-    : config_(config), slice_(slice) {
+    : config_(config),
+      slice_(slice),
+      // Which states are added depends on the groups alone.
+      sum_name_(fmt::format("{}sum.{}", kSharedPrefix, config.group_size)) {
   const model::Backbone& backbone = slice_.backbone();
   check_last(config_, backbone);
   const auto is_block = [](const model::LayerPlan& layer) { return layer.kind == model::LayerKind::kBlock; };
@@ -145,7 +148,7 @@ model::CarryPlan LastNetwork::plan_carry(int first_layer, const model::BatchShap
   if (first_layer - first_block_ >= config_.group_size) {
     plan.push_back({.name = "delta", .sizes = sizes, .dtype = side_type(), .needs_gradient = true});
   }
-  plan.push_back({.name = "sum", .sizes = sizes, .dtype = side_type()});
+  plan.push_back({.name = sum_name_, .sizes = sizes, .dtype = side_type()});
   return plan;
 }
 
@@ -165,7 +168,7 @@ void LastNetwork::climb(std::size_t place, const Tap& tap, const model::StageInp
     return;
   }
   if (tap.undropped.defined()) {
-    side["sum"] = tap.backbone.at("hidden").to(side_type());
+    side[sum_name_] = tap.backbone.at("hidden").to(side_type());
     return;
   }
   const std::vector<Module>& modules = modules_[place];
@@ -174,14 +177,14 @@ void LastNetwork::climb(std::size_t place, const Tap& tap, const model::StageInp
   }
   const at::Tensor state = tap.backbone.at("hidden").to(side_type());  // [B, T, D]
   // The sum has no gradient, and the updates are kept apart from it, so that nothing large is ever subtracted.
-  const at::Tensor sum = side.at("sum") + state;
+  const at::Tensor sum = side.at(sum_name_) + state;
   at::Tensor delta = side["delta"];
   for (const Module& module : modules) {
     const at::Tensor added = update(module, delta.defined() ? sum + delta : sum, *plan.block, inputs, context);
     delta = delta.defined() ? delta + added : added;
   }
   if (static_cast<int>(plan.index) < last_block_) {
-    side["sum"] = sum;
+    side[sum_name_] = sum;
     side["delta"] = delta;
   } else {
     side = {{"hidden", (config_.correction ? state : sum) + delta}};

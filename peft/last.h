@@ -29,7 +29,8 @@ class LastNetwork final : public SideNetwork {
   [[nodiscard]] std::string_view name() const override { return "last"; }
   [[nodiscard]] std::vector<std::pair<std::string, std::string>> describe_export() const override;
   [[nodiscard]] const std::vector<TrainedTensor>& trained() const override { return trained_; }
-  /// "sum" [B, T, D], the backbone's states added up, and, above the first module, "delta" [B, T, D], the updates.
+  /// "shared.sum.GROUP_SIZE" [B, T, D], the backbone's states added up, and, above the first module, "delta" [B, T, D],
+  /// the updates.
   [[nodiscard]] model::CarryPlan plan_carry(int first_layer, const model::BatchShape& shape) const override;
   [[nodiscard]] int last_tap_layer() const override { return last_block_; }
   [[nodiscard]] bool has_backbone_dropout() const override { return true; }
@@ -56,6 +57,7 @@ class LastNetwork final : public SideNetwork {
 
   LastConfig config_;
   model::StageSlice& slice_;
+  std::string sum_name_;
   int first_block_ = 0, last_block_ = 0;      // chain indices
   std::vector<std::vector<Module>> modules_;  // one list for each layer of the slice, empty inside a group
   std::vector<TrainedTensor> trained_;

@@ -25,24 +25,28 @@ namespace {
 struct Entry {
   std::string name;
   std::string help;
+  /// Null for a side network.
   std::unique_ptr<Method> (*make)(const MethodConfig& config, model::StageSlice& slice,
                                   const model::WeightSource& weights, std::uint64_t seed);
   /// Trained scalars without the task head; null: none but those.
   std::int64_t (*count)(const MethodConfig& config, const model::Backbone& backbone);
+  /// Null unless it is one.
+  std::unique_ptr<SideNetwork> (*make_network)(const MethodConfig& config, model::StageSlice& slice,
+                                               const model::WeightSource& weights, std::uint64_t seed) = nullptr;
 };
 
 const std::vector<Entry>& entries() {
   static const std::vector<Entry> all = {
-      {"lst", "a narrow network beside the frozen backbone",
-       [](const auto& config, auto& slice, const auto& weights, auto seed) -> std::unique_ptr<Method> {
-         return std::make_unique<BesideMethod>(slice, std::make_unique<LstNetwork>(config.lst, slice, weights, seed));
-       },
-       [](const auto& config, const auto& backbone) { return count_lst(config.lst, backbone); }},
-      {"last", "modules of low-rank attention beside the frozen backbone",
-       [](const auto& config, auto& slice, const auto& weights, auto seed) -> std::unique_ptr<Method> {
-         return std::make_unique<BesideMethod>(slice, std::make_unique<LastNetwork>(config.last, slice, weights, seed));
-       },
-       [](const auto& config, const auto& backbone) { return count_last(config.last, backbone); }},
+      {"lst", "a narrow network beside the frozen backbone", nullptr,
+       [](const auto& config, const auto& backbone) { return count_lst(config.lst, backbone); },
+       [](const auto& config, auto& slice, const auto& weights, auto seed) -> std::unique_ptr<SideNetwork> {
+         return std::make_unique<LstNetwork>(config.lst, slice, weights, seed);
+       }},
+      {"last", "modules of low-rank attention beside the frozen backbone", nullptr,
+       [](const auto& config, const auto& backbone) { return count_last(config.last, backbone); },
+       [](const auto& config, auto& slice, const auto& weights, auto seed) -> std::unique_ptr<SideNetwork> {
+         return std::make_unique<LastNetwork>(config.last, slice, weights, seed);
+       }},
       {"lora", "low-rank factors on linears of the backbone",
        [](const auto& config, auto& slice, const auto& weights, auto seed) -> std::unique_ptr<Method> {
          return std::make_unique<LoraMethod>(config.lora, slice, weights, seed);
@@ -110,6 +114,11 @@ void describe(OptionTable& table, MethodConfig& config) {
     help += fmt::format(" {}: {}.", entry.name, entry.help);
   }
   table.add("peft.method", config.method).choices(method_names()).help(help);
+  table.add("peft.seed", config.seed)
+      .at_least(-1)
+      .help(
+          "Seed of what trains: of its start and, of a side network, its dropout. The order of rows and the backbone's "
+          "dropout stay with train.seed. -1: train.seed.");
   describe(table, config.lst);
   describe(table, config.last);
   describe(table, config.lora);
@@ -118,9 +127,46 @@ void describe(OptionTable& table, MethodConfig& config) {
   describe(table, config.adapter);
 }
 
+std::uint64_t trained_seed(const MethodConfig& config, std::uint64_t seed) {
+  return config.seed < 0 ? seed : static_cast<std::uint64_t>(config.seed);
+}
+
 std::unique_ptr<Method> make_method(const MethodConfig& config, model::StageSlice& slice,
                                     const model::WeightSource& weights, std::uint64_t seed) {
-  return entry_of(config).make(config, slice, weights, seed);
+  const Entry& entry = entry_of(config);
+  if (entry.make_network != nullptr) {
+    return make_joint_method({{"", config, slice.backbone()}}, slice, weights, seed);
+  }
+  return entry.make(config, slice, weights, trained_seed(config, seed));
+}
+
+std::unique_ptr<Method> make_joint_method(const std::vector<ObjectiveRequest>& objectives, model::StageSlice& slice,
+                                          const model::WeightSource& weights, std::uint64_t seed) {
+  std::vector<SideObjective> parts;
+  for (const ObjectiveRequest& request : objectives) {
+    const Entry& entry = entry_of(request.method);
+    if (entry.make_network == nullptr) {
+      throw ConfigError(
+          fmt::format("objective {}: expected a method beside the backbone (lst, last), since objectives share one "
+                      "frozen forward; found peft.method={}; train it in a run of its own",
+                      request.name, request.method.method));
+    }
+    const std::uint64_t own_seed = trained_seed(request.method, seed);
+    SideObjective part{.name = request.name};
+    if (!parts.empty()) {
+      part.slice = std::make_unique<model::StageSlice>(slice, request.backbone, weights, own_seed);
+    }
+    part.network = entry.make_network(request.method, part.slice ? *part.slice : slice, weights, own_seed);
+    if (request.method.seed >= 0) {
+      part.dropout_seed = own_seed;
+    }
+    parts.push_back(std::move(part));
+  }
+  return std::make_unique<BesideMethod>(slice, std::move(parts));
+}
+
+std::vector<Objective> Method::objectives() {
+  return {{.end_trained = static_cast<int>(trained().size()), .facts = describe_export()}};
 }
 
 TrainedCount count_trained(const MethodConfig& config, const model::Backbone& backbone) {

@@ -43,14 +43,14 @@ using GradientSink = std::function<void(int index, at::Tensor gradient)>;
 class StagePass {
  public:
   virtual ~StagePass() = default;
-  /// `output_gradients`: gradients of the outgoing entries that need one, on the last stage that of "logits".
+  /// `output_gradients`: gradients of the outgoing entries that need one, on the last stage those of the logits.
   /// Returns the gradients of the incoming entries that need one. May be called once.
   virtual model::Carry backward(const model::Carry& output_gradients, const GradientSink& sink) = 0;
 };
 
 struct StageResult {
-  model::Carry outgoing;  ///< detached; on the last stage "logits", and in evaluation "hidden" where the method
-                          ///< gives the head every token's state
+  model::Carry outgoing;  ///< detached; on the last stage each objective's logits, under logits_name(), and in
+                          ///< evaluation "hidden" where the method gives the head every token's state
   std::unique_ptr<StagePass> pass;  ///< null when nothing is kept
 };
 
@@ -90,6 +90,23 @@ class ImportanceStart {
   virtual at::Tensor start(const WeightReader& importance, const at::Tensor& below) = 0;
 };
 
+/// What trains towards one loss. With several, each has its own tensors, its own head and its own loss, and none knows
+/// of the others.
+struct Objective {
+  std::string name;                                             ///< empty for the only one
+  int first_trained = 0, end_trained = 0;                       ///< its range of trained()
+  ImportanceStart* importance_start = nullptr;                  ///< null: starts without looking at the data
+  std::vector<std::pair<std::string, std::string>> facts = {};  ///< as describe_export()
+};
+
+/// What the name of everything that belongs to an objective begins with: its trained tensors, its logits.
+inline std::string objective_prefix(const std::string& name) {
+  return name.empty() ? std::string() : name + ":";
+}
+inline std::string logits_name(const Objective& objective) {
+  return objective_prefix(objective.name) + "logits";
+}
+
 class Method {
  public:
   virtual ~Method() = default;
@@ -101,8 +118,11 @@ class Method {
   [[nodiscard]] virtual model::CarryPlan plan_carry(int first_layer, const model::BatchShape& shape) const = 0;
 
   /// This slice's trained tensors, in chain order; the task head's are the last. Fixed after construction. Names repeat
-  /// for copies alone.
+  /// for copies alone. Several objectives follow one another.
   [[nodiscard]] virtual const std::vector<TrainedTensor>& trained() const = 0;
+
+  /// The same on every stage but for the ranges; one, with everything, unless a method was made for several.
+  [[nodiscard]] virtual std::vector<Objective> objectives();
 
   /// Runs the slice on one micro-batch. `keeps_pass` is false in evaluation.
   [[nodiscard]] virtual StageResult forward(model::Carry incoming, const model::StageInputs& inputs,
@@ -111,12 +131,11 @@ class Method {
   /// Tensors that do not train and are no longer what the folder stores, under canonical names (the rest of a weight
   /// that ROSA split): a checkpoint holds them beside the trained ones.
   [[nodiscard]] virtual std::map<std::string, at::Tensor> kept_tensors() const { return {}; }
-  /// Null for a method that starts without looking at the data.
-  [[nodiscard]] virtual ImportanceStart* importance_start() { return nullptr; }
   /// Null for a method that changes nothing between steps.
   [[nodiscard]] virtual Resampling* resampling() { return nullptr; }
 
-  /// Facts for the exported adapter's JSON (kind, ranks, reduction, ...), as pairs of key and JSON text.
+  /// Facts for the exported adapter's JSON (kind, ranks, reduction, ...), as pairs of key and JSON text, of the only
+  /// objective.
   [[nodiscard]] virtual std::vector<std::pair<std::string, std::string>> describe_export() const = 0;
 };
 
@@ -126,10 +145,27 @@ std::vector<std::string> method_names();
 /// Keys "peft.method" and "peft.<method>.*".
 void describe(OptionTable& table, MethodConfig& config);
 
-/// Attaches the method to `slice`. `weights` is the whole folder: pruning walks layers that other stages hold.
+/// Attaches the method to `slice`. `weights` is the whole folder: pruning walks layers that other stages hold. `seed`:
+/// the run's, in place of which the method's own stands if it has one.
 /// Throws: ConfigError for options that do not fit the backbone.
 std::unique_ptr<Method> make_method(const MethodConfig& config, model::StageSlice& slice,
                                     const model::WeightSource& weights, std::uint64_t seed);
+
+/// Seed of what trains: the method's own, or the run's.
+std::uint64_t trained_seed(const MethodConfig& config, std::uint64_t seed);
+
+/// One of several objectives.
+struct ObjectiveRequest {
+  std::string name;
+  MethodConfig method;
+  model::Backbone backbone;  ///< with the head of this objective; the same but for it
+};
+
+/// Attaches several methods that share the frozen forward of `slice`, whose head is the first one's. Each gives the
+/// bits that it gives alone.
+/// Throws: ConfigError for methods that are not beside the backbone, or want its forward with and without dropout.
+std::unique_ptr<Method> make_joint_method(const std::vector<ObjectiveRequest>& objectives, model::StageSlice& slice,
+                                          const model::WeightSource& weights, std::uint64_t seed);
 
 /// Trained scalars of a whole model, a tied one once, head counted apart; from the plan alone.
 struct TrainedCount {

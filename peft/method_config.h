@@ -85,6 +85,7 @@ struct MeftConfig {
 
 struct MethodConfig {
   std::string method = "lst";
+  std::int64_t seed = -1;  ///< of what trains; -1: the run's
   LstConfig lst = {};
   LastConfig last = {};
   LoraConfig lora = {};

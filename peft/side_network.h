@@ -23,6 +23,10 @@ struct Tap {
   at::Tensor undropped;
 };
 
+/// Entries of a side network's carry whose names begin so are made of the backbone's outputs alone and have no
+/// gradient: networks that give one the same name share it.
+inline constexpr std::string_view kSharedPrefix = "shared.";
+
 class SideNetwork {
  public:
   virtual ~SideNetwork() = default;

@@ -9,8 +9,8 @@
 
 namespace espalier::train {
 
-at::Tensor predict(Worker& worker, data::TaskKind task, const data::Split& split, const data::DataConfig& data,
-                   std::int64_t batch_size) {
+std::vector<at::Tensor> predict(Worker& worker, const std::vector<data::DatasetInfo>& infos, const data::Split& split,
+                                const data::DataConfig& data, std::int64_t batch_size) {
   const auto& place = worker.place();
   const auto batches = data::sequential_batches(split.num_rows(), batch_size);
   std::vector<std::size_t> own;
@@ -23,28 +23,41 @@ at::Tensor predict(Worker& worker, data::TaskKind task, const data::Split& split
                             split.collate(batches[own[i]], data.max_length, data.pad_multiple, data.fixed_length));
   };
   // Every row is written by one rank and is zero on the others, so the sum over ranks is exact.
-  auto results = at::zeros({split.num_rows(), num_result_columns(task, worker.backbone().head())}, at::kFloat);
+  std::vector<at::Tensor> results;
+  for (std::size_t k = 0; k < infos.size(); ++k) {
+    results.push_back(at::zeros(
+        {split.num_rows(), num_result_columns(infos[k].task, worker.objective(k).backbone.head())}, at::kFloat));
+  }
   worker.executor().evaluate(own.size(), make, [&](const MicroBatch& micro_batch, const model::Carry& outgoing) {
     const auto& rows = batches[static_cast<std::size_t>(micro_batch.index)];
-    results.narrow(0, rows.front(), static_cast<std::int64_t>(rows.size()))
-        .copy_(row_results(task, outgoing.at("logits"), micro_batch.inputs));
+    for (std::size_t k = 0; k < infos.size(); ++k) {
+      results[k]
+          .narrow(0, rows.front(), static_cast<std::int64_t>(rows.size()))
+          .copy_(row_results(infos[k].task, outgoing.at(worker.objective(k).logits),
+                             with_labels(infos[k], micro_batch.inputs)));
+    }
   });
-  worker.control().all_reduce(results).wait();
+  for (const auto& of_objective : results) {
+    worker.control().all_reduce(of_objective).wait();
+  }
   return results;
 }
 
-Metrics evaluate(Worker& worker, const data::Dataset& dataset, const std::string& split_name,
-                 const data::DataConfig& data, std::int64_t batch_size) {
+std::vector<Metrics> evaluate(Worker& worker, const std::vector<data::DatasetInfo>& infos, const data::Dataset& dataset,
+                              const std::string& split_name, const data::DataConfig& data, std::int64_t batch_size) {
   const auto& split = dataset.split(split_name);
-  const auto task = dataset.info().task;
-  const auto results = predict(worker, task, split, data, batch_size);
-  at::Tensor labels;
-  if (!predicts_tokens(task)) {
-    std::vector<std::int64_t> rows(static_cast<std::size_t>(split.num_rows()));
-    std::iota(rows.begin(), rows.end(), std::int64_t{0});
-    labels = split.collate(rows, /*max_length=*/1, /*pad_multiple=*/1, /*fixed_length=*/0).at("labels");
+  const auto results = predict(worker, infos, split, data, batch_size);
+  std::vector<Metrics> metrics;
+  for (std::size_t k = 0; k < infos.size(); ++k) {
+    at::Tensor labels;
+    if (!predicts_tokens(infos[k].task)) {
+      std::vector<std::int64_t> rows(static_cast<std::size_t>(split.num_rows()));
+      std::iota(rows.begin(), rows.end(), std::int64_t{0});
+      labels = split.collate(rows, /*max_length=*/1, /*pad_multiple=*/1, /*fixed_length=*/0).at(infos[k].labels);
+    }
+    metrics.push_back(compute_metrics(infos[k].task, results[k], labels));
   }
-  return compute_metrics(task, results, labels);
+  return metrics;
 }
 
 }  // namespace espalier::train

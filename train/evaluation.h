@@ -4,6 +4,9 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <string>
+#include <vector>
+
 #include "data/dataset.h"
 #include "train/config.h"
 #include "train/metrics.h"
@@ -11,14 +14,15 @@
 
 namespace espalier::train {
 
-/// What row_results() keeps of every row of `split`, in the order of the file, on every rank; for a pooled head the
-/// logits [N, C]. Batches are dealt to the replicas in turn; which rows share a batch does not depend on the layout, so
-/// neither do the bits. Collective: every rank.
-at::Tensor predict(Worker& worker, data::TaskKind task, const data::Split& split, const data::DataConfig& data,
-                   std::int64_t batch_size);
+/// What row_results() keeps of every row of `split`, in the order of the file, on every rank, for each objective of the
+/// worker; for a pooled head the logits [N, C]. `infos`: of each objective, the dataset with the labels it learns.
+/// Batches are dealt to the replicas in turn; which rows share a batch does not depend on the layout, so neither do the
+/// bits. Collective: every rank.
+std::vector<at::Tensor> predict(Worker& worker, const std::vector<data::DatasetInfo>& infos, const data::Split& split,
+                                const data::DataConfig& data, std::int64_t batch_size);
 
-/// Metrics of `split` on every rank. Collective: every rank.
-Metrics evaluate(Worker& worker, const data::Dataset& dataset, const std::string& split, const data::DataConfig& data,
-                 std::int64_t batch_size);
+/// Metrics of `split` on every rank, of each objective. Collective: every rank.
+std::vector<Metrics> evaluate(Worker& worker, const std::vector<data::DatasetInfo>& infos, const data::Dataset& dataset,
+                              const std::string& split, const data::DataConfig& data, std::int64_t batch_size);
 
 }  // namespace espalier::train

@@ -7,6 +7,8 @@
 #include <chrono>
 #include <map>
 #include <memory>
+#include <string>
+#include <tuple>
 #include <utility>
 
 #include "common/log.h"
@@ -39,13 +41,14 @@ std::vector<std::int64_t> first_rows(const data::Sampler& sampler, std::int64_t 
 /// A second copy of the slice, every weight of which has a gradient.
 class FullCopy {
  public:
-  FullCopy(Worker& worker, const data::Dataset& dataset, const data::DataConfig& data,
-           const dist::GradientSyncConfig& gradient_sync)
+  FullCopy(Worker& worker, const WorkerObjective& objective, const data::DatasetInfo& info,
+           const data::Dataset& dataset, const data::DataConfig& data, const dist::GradientSyncConfig& gradient_sync)
       : worker_(worker),
         split_(dataset.split("train")),
-        task_(dataset.info().task),
+        info_(info),
         data_(data),
-        slice_(worker.backbone(), worker.slice().range(), worker.weights(), worker.slice().options()),
+        slice_(objective.backbone, worker.slice().range(), worker.weights(),
+               {worker.slice().options().compute_type, worker.device(), objective.seed}),
         method_(peft::make_method({.method = "full"}, slice_, worker.weights(), /*seed=*/0)),
         executor_(worker.mesh(), slice_, *method_, worker.slice().range().end) {
     std::vector<std::string> names;
@@ -79,8 +82,9 @@ class FullCopy {
   std::vector<at::Tensor> squares_of(std::int64_t row) {
     const std::vector<MicroBatch> one = {make_micro_batch(
         worker_.backbone(), 0, split_.collate({row}, data_.max_length, data_.pad_multiple, data_.fixed_length))};
-    const auto loss = [&](const at::Tensor& logits, const model::NamedTensors& inputs) {
-      return task_loss(task_, logits, inputs, split_.num_targets(row, data_.max_length));
+    const auto loss = [&](std::size_t /*objective*/, const at::Tensor& logits, const model::NamedTensors& inputs) {
+      return task_loss(info_.task, logits, with_labels(info_, inputs),
+                       num_targets(info_, split_, row, data_.max_length));
     };
     std::vector<at::Tensor> gradients;
     for (const auto& tensor : method_->trained()) {
@@ -101,7 +105,7 @@ class FullCopy {
 
   Worker& worker_;
   const data::Split& split_;
-  data::TaskKind task_;
+  data::DatasetInfo info_;
   data::DataConfig data_;
   model::StageSlice slice_;
   std::unique_ptr<peft::Method> method_;
@@ -110,11 +114,9 @@ class FullCopy {
   std::unique_ptr<dist::GradientSync> sync_;
 };
 
-std::map<std::string, at::Tensor> fisher_information(Worker& worker, const data::Dataset& dataset,
-                                                     const std::vector<std::int64_t>& rows,
-                                                     const data::DataConfig& data,
-                                                     const dist::GradientSyncConfig& gradient_sync) {
-  FullCopy copy(worker, dataset, data, gradient_sync);
+using Importance = std::map<std::string, at::Tensor>;
+
+Importance fisher_information(FullCopy copy, const std::vector<std::int64_t>& rows) {
   std::vector<at::Tensor> sums;
   for (std::size_t first = 0; first < rows.size(); first += kRoundRows) {
     const std::vector<std::int64_t> round(
@@ -129,41 +131,57 @@ std::map<std::string, at::Tensor> fisher_information(Worker& worker, const data:
       sums[t].add_(squares[t]);
     }
   }
-  std::map<std::string, at::Tensor> by_name;
+  Importance by_name;
   for (std::size_t t = 0; t < sums.size(); ++t) {
     by_name.emplace(copy.trained()[t].name, sums[t]);  // the places of a tied weight are equal
   }
   return by_name;
 }
 
-}  // namespace
-
-void start_by_importance(Worker& worker, const data::Dataset& dataset, const data::Sampler& sampler,
-                         const data::DataConfig& data, const dist::GradientSyncConfig& gradient_sync) {
-  auto* start = worker.method().importance_start();
-  if (start == nullptr) {
-    return;
-  }
-  const auto begin = std::chrono::steady_clock::now();
-  const auto rows = first_rows(sampler, start->num_rows());
-  log_info("train", "measuring how much each weight of the backbone matters, on {} training rows", rows.size());
-  const auto importance = fisher_information(worker, dataset, rows, data, gradient_sync);
+/// Collective: the stages of a replica, in order.
+void start(Worker& worker, peft::ImportanceStart& method, const Importance& importance) {
   const auto& place = worker.place();
   auto& pipeline = *worker.mesh().stage_control;
   at::Tensor below;
   if (!place.is_first_stage()) {
-    below = at::empty({start->num_handed_on()}, at::kLong);
+    below = at::empty({method.num_handed_on()}, at::kLong);
     pipeline.recv(below, place.stage_index - 1, dist::Channel::kControl).wait();
   }
-  const auto above = start->start(
+  const auto above = method.start(
       [&](const model::LayerPlan& layer, const std::string& role) { return importance.at(layer.name + "." + role); },
       below);
   if (!place.is_last_stage()) {
     pipeline.send(above, place.stage_index + 1, dist::Channel::kControl).wait();
   }
-  reset_peak_bytes(worker.device());
-  log_info("train", "the method starts from it, after {:.1f} s",
-           std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+}
+
+}  // namespace
+
+void start_by_importance(Worker& worker, const std::vector<data::DatasetInfo>& infos, const data::Dataset& dataset,
+                         const data::Sampler& sampler, const data::DataConfig& data,
+                         const dist::GradientSyncConfig& gradient_sync) {
+  const auto begin = std::chrono::steady_clock::now();
+  // Objectives of one task measure the same.
+  std::map<std::tuple<std::int64_t, std::string, std::uint64_t>, Importance> measured;
+  for (std::size_t k = 0; k < infos.size(); ++k) {
+    const auto& objective = worker.objective(k);
+    if (objective.importance_start == nullptr) {
+      continue;
+    }
+    const auto rows = first_rows(sampler, objective.importance_start->num_rows());
+    const auto [found, is_new] =
+        measured.try_emplace({static_cast<std::int64_t>(rows.size()), infos[k].labels, objective.seed});
+    if (is_new) {
+      log_info("train", "measuring how much each weight of the backbone matters, on {} training rows", rows.size());
+      found->second = fisher_information({worker, objective, infos[k], dataset, data, gradient_sync}, rows);
+    }
+    start(worker, *objective.importance_start, found->second);
+  }
+  if (!measured.empty()) {
+    reset_peak_bytes(worker.device());
+    log_info("train", "the method starts from it, after {:.1f} s",
+             std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
 }
 
 }  // namespace espalier::train

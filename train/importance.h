@@ -3,6 +3,8 @@
 // for methods that start from it.
 #pragma once
 
+#include <vector>
+
 #include "data/dataset.h"
 #include "data/sampler.h"
 #include "dist/gradient_sync.h"
@@ -11,13 +13,14 @@
 
 namespace espalier::train {
 
-/// Before the first step: lets the worker's method start from the Fisher information of the backbone's weights, if it
-/// wants to. That of a weight is the sum over training rows of its squared gradient of the row's own loss, in fp32,
-/// with true labels and without dropout (Sung et al., LST, 2022, section 3.3); a tied weight's gradient is that of all
-/// its places. The rows are the first that `sampler` gives. While it runs a stage holds an fp32 copy of its weights,
-/// and gradients and sums of the same size; the peak counts from its end. The sums have the same bits on every layout.
-/// Collective: every rank.
-void start_by_importance(Worker& worker, const data::Dataset& dataset, const data::Sampler& sampler,
-                         const data::DataConfig& data, const dist::GradientSyncConfig& gradient_sync);
+/// Before the first step: lets those of the worker's objectives that want to start from the Fisher information of the
+/// backbone's weights. `infos`: of each, the dataset with the labels it learns. That of a weight is the sum over
+/// training rows of its squared gradient of the row's own loss, in fp32, with true labels and without dropout (Sung et
+/// al., LST, 2022, section 3.3); a tied weight's gradient is that of all its places. The rows are the first that
+/// `sampler` gives. While it runs a stage holds an fp32 copy of its weights, and gradients and sums of the same size;
+/// the peak counts from its end. The sums have the same bits on every layout. Collective: every rank.
+void start_by_importance(Worker& worker, const std::vector<data::DatasetInfo>& infos, const data::Dataset& dataset,
+                         const data::Sampler& sampler, const data::DataConfig& data,
+                         const dist::GradientSyncConfig& gradient_sync);
 
 }  // namespace espalier::train

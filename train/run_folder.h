@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The folder of a run: config.ini, metrics.jsonl, summary.json, checkpoints/, adapter/. Only rank 0 writes the text
+// The folder of a run: config.ini, metrics.jsonl, summary.json, checkpoints/, adapter/ (with a
+// folder for each of several objectives). Only rank 0 writes the text
 // files.
 #pragma once
 
@@ -19,7 +20,10 @@ class RunFolder {
   [[nodiscard]] std::filesystem::path metrics_file() const { return path_ / "metrics.jsonl"; }
   [[nodiscard]] std::filesystem::path summary_file() const { return path_ / "summary.json"; }
   [[nodiscard]] std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
-  [[nodiscard]] std::filesystem::path adapter() const { return path_ / "adapter"; }
+  /// Of an objective with a name, a folder of its own below.
+  [[nodiscard]] std::filesystem::path adapter(const std::string& objective = "") const {
+    return objective.empty() ? path_ / "adapter" : path_ / "adapter" / objective;
+  }
 
   /// Throws: IoError.
   void create() const;

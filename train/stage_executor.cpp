@@ -12,7 +12,11 @@
 namespace espalier::train {
 
 StageExecutor::StageExecutor(dist::Mesh& mesh, model::StageSlice& slice, peft::Method& method, int next_first_layer)
-    : mesh_(mesh), slice_(slice), method_(method), next_first_layer_(next_first_layer) {}
+    : mesh_(mesh), slice_(slice), method_(method), next_first_layer_(next_first_layer) {
+  for (const auto& objective : method_.objectives()) {
+    logits_.push_back(peft::logits_name(objective));
+  }
+}
 
 model::Carry StageExecutor::receive(const model::CarryPlan& plan, bool gradients, int peer, dist::Channel channel) {
   model::Carry carry;
@@ -66,11 +70,13 @@ peft::StageResult StageExecutor::run_forward(const MicroBatch& micro_batch, cons
   return result;
 }
 
-std::vector<double> StageExecutor::train_step(dist::ScheduleKind kind, const std::vector<MicroBatch>& micro_batches,
-                                              const RandomKey& key, const LossFunction& loss,
-                                              const std::function<void(int, int, at::Tensor)>& sink, bool is_training) {
+std::vector<std::vector<double>> StageExecutor::train_step(dist::ScheduleKind kind,
+                                                           const std::vector<MicroBatch>& micro_batches,
+                                                           const RandomKey& key, const LossFunction& loss,
+                                                           const std::function<void(int, int, at::Tensor)>& sink,
+                                                           bool is_training) {
   const auto& place = mesh_.place;
-  std::vector<double> losses;
+  std::vector<std::vector<double>> losses;
   std::map<int, InFlight> in_flight;
   const auto plan =
       dist::plan_schedule(kind, place.num_stages, place.stage_index, static_cast<int>(micro_batches.size()));
@@ -84,10 +90,13 @@ std::vector<double> StageExecutor::train_step(dist::ScheduleKind kind, const std
       if (place.is_last_stage()) {
         // The loss is a graph of its own, so that methods need not know it.
         const at::AutoGradMode with_gradient(true);
-        const auto logits = result.outgoing.at("logits").detach().requires_grad_(true);
-        const auto value = loss(logits, micro_batch.inputs);
-        kept.output_gradients.emplace("logits", torch::autograd::grad({value}, {logits}).front());
-        losses.push_back(value.item<double>());
+        auto& of_objectives = losses.emplace_back();
+        for (std::size_t k = 0; k < logits_.size(); ++k) {
+          const auto logits = result.outgoing.at(logits_[k]).detach().requires_grad_(true);
+          const auto value = loss(k, logits, micro_batch.inputs);
+          kept.output_gradients.emplace(logits_[k], torch::autograd::grad({value}, {logits}).front());
+          of_objectives.push_back(value.item<double>());
+        }
       }
       in_flight.emplace(action.micro_batch, std::move(kept));
       continue;

@@ -25,10 +25,12 @@ struct MicroBatch {
   model::BatchShape shape;
 };
 
-/// logits [B, ...], inputs of the micro-batch -> scalar loss, already divided by what the whole global batch counts.
-using LossFunction = std::function<at::Tensor(const at::Tensor& logits, const model::NamedTensors& inputs)>;
+/// Objective, its logits [B, ...], inputs of the micro-batch -> scalar loss, already divided by what the whole global
+/// batch counts.
+using LossFunction =
+    std::function<at::Tensor(std::size_t objective, const at::Tensor& logits, const model::NamedTensors& inputs)>;
 
-/// Called on the last stage with what the head wrote ("logits") and read ("hidden").
+/// Called on the last stage with what the heads wrote (logits_name() of each objective) and read ("hidden").
 using OutputSink = std::function<void(const MicroBatch& micro_batch, const model::Carry& outgoing)>;
 
 class StageExecutor {
@@ -37,14 +39,14 @@ class StageExecutor {
   /// Owns: nothing; mesh, slice and method outlive it.
   StageExecutor(dist::Mesh& mesh, model::StageSlice& slice, peft::Method& method, int next_first_layer);
 
-  /// Forward and backward of this replica's micro-batches in the order of `kind`. Returns the losses in that order
-  /// (last stage; else empty). `sink(micro_batch, index, gradient)` gets each trained tensor's gradient of each
-  /// micro-batch. Without `is_training` no dropout is drawn. Collective: the stages of this replica, with the same
-  /// micro-batches.
-  std::vector<double> train_step(dist::ScheduleKind kind, const std::vector<MicroBatch>& micro_batches,
-                                 const RandomKey& key, const LossFunction& loss,
-                                 const std::function<void(int micro_batch, int index, at::Tensor gradient)>& sink,
-                                 bool is_training = true);
+  /// Forward and backward of this replica's micro-batches in the order of `kind`. Returns the losses in that order,
+  /// of each objective (last stage; else empty). `sink(micro_batch, index, gradient)` gets each trained tensor's
+  /// gradient of each micro-batch. Without `is_training` no dropout is drawn. Collective: the stages of this replica,
+  /// with the same micro-batches.
+  std::vector<std::vector<double>> train_step(
+      dist::ScheduleKind kind, const std::vector<MicroBatch>& micro_batches, const RandomKey& key,
+      const LossFunction& loss, const std::function<void(int micro_batch, int index, at::Tensor gradient)>& sink,
+      bool is_training = true);
 
   /// Forward only, without dropout, of `count` micro-batches that `make` gives one by one.
   /// Collective: the stages of this replica, with the same micro-batches.
@@ -76,6 +78,7 @@ class StageExecutor {
   model::StageSlice& slice_;
   peft::Method& method_;
   int next_first_layer_;
+  std::vector<std::string> logits_;  ///< by objective
   std::vector<Transfer> sends_;
 };
 

@@ -67,6 +67,18 @@ model::HeadRequest head_request(const data::DatasetInfo& info, const std::string
           .kind = predicts_tokens(info.task) ? "language_model" : "pooled"};
 }
 
+model::NamedTensors with_labels(const data::DatasetInfo& info, model::NamedTensors inputs) {
+  if (info.labels != "labels") {
+    inputs["labels"] = inputs.at(info.labels);
+  }
+  return inputs;
+}
+
+std::int64_t num_targets(const data::DatasetInfo& info, const data::Split& split, std::int64_t row,
+                         std::int64_t max_length) {
+  return info.labels == "labels" ? split.num_targets(row, max_length) : 1;
+}
+
 at::Tensor task_loss(TaskKind task, const at::Tensor& logits, const model::NamedTensors& inputs,
                      std::int64_t num_global_targets) {
   const auto labels = inputs.at("labels");

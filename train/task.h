@@ -19,6 +19,12 @@ bool predicts_tokens(data::TaskKind task);
 /// The head for the dataset's task, `pooling` as the user asks.
 model::HeadRequest head_request(const data::DatasetInfo& info, const std::string& pooling);
 
+/// The inputs with what is learned as "labels".
+model::NamedTensors with_labels(const data::DatasetInfo& info, model::NamedTensors inputs);
+/// Terms that the row gives to the loss.
+std::int64_t num_targets(const data::DatasetInfo& info, const data::Split& split, std::int64_t row,
+                         std::int64_t max_length);
+
 /// Scalar loss of one micro-batch: the sum over its targets / `num_global_targets`. Of multiple choices only the right
 /// one is learned.
 at::Tensor task_loss(data::TaskKind task, const at::Tensor& logits, const model::NamedTensors& inputs,

@@ -1,35 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
-// The training loop: global batches of the sampler, one optimizer step each, evaluation, checkpoints, the best weights,
-// and a summary. Everything that could differ between ranks is exchanged once a step, on the control communicator,
-// before anyone acts.
+// The training loop: global batches of the sampler, one optimizer step each, evaluation, checkpoints, the best weights
+// of each objective, and a summary.
 #pragma once
 
 #include <atomic>
-#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <string>
+#include <vector>
 
 #include "checkpoint/store.h"
 #include "common/byte_ledger.h"
 #include "data/dataset.h"
 #include "data/sampler.h"
 #include "dist/gradient_sync.h"
-#include "optim/adamw.h"
 #include "train/config.h"
 #include "train/metrics.h"
+#include "train/objective.h"
 #include "train/progress.h"
 #include "train/resampling.h"
 #include "train/run_folder.h"
-#include "train/tied_gradients.h"
+#include "train/training_step.h"
 #include "train/worker.h"
 
 namespace espalier::train {
 
 struct TrainerConfig {
   data::DataConfig data;
-  optim::OptimizerConfig optimizer;
+  std::vector<ObjectiveConfig> objectives;  ///< those of the worker
   dist::GradientSyncConfig gradient_sync;
   ParallelConfig parallel;
   TrainConfig train;
@@ -45,10 +43,7 @@ struct TrainerConfig {
 struct TrainSummary {
   std::int64_t steps = 0;
   bool is_stopped = false;  ///< on request: saved and resumable
-  double best_value = 0;
-  std::string best_metric;
-  std::int64_t best_step = -1;
-  nlohmann::json record;  ///< everything, as summary.json holds it
+  nlohmann::json record;    ///< everything, as summary.json holds it
 };
 
 class Trainer {
@@ -60,23 +55,28 @@ class Trainer {
   ~Trainer();
 
   /// Trains to the end or to a stop; leaves the best (or last) weights in the worker.
-  /// Collective: every rank.  Throws: NumericError on every rank when a loss or gradient is not finite.
+  /// Collective: every rank.  Throws: NumericError on every rank when the loss or gradient of the only objective, or of
+  /// the last of several that still trains, is not finite.
   TrainSummary run();
 
  private:
-  struct StepReport;
   [[nodiscard]] std::int64_t num_steps() const;
-  /// Collective. One optimizer step.
-  StepReport run_step(std::int64_t step);
-  void check_gradient_flow(const std::vector<int>& contributions, bool had_micro_batches) const;
   /// Collective. Metrics of the validation split; renews the best weights.
   void run_evaluation(std::int64_t steps_done);
+  /// Ends the objectives that diverged in the step.
+  void end_diverged(const StepReport& report, std::int64_t steps_done);
+  /// Ends the objectives that have had no better evaluation for too long.
+  void end_impatient(std::int64_t steps_done);
+  [[nodiscard]] bool is_any_training() const;
+  /// Of the objectives that train, for the eye. Requires: one does.
+  [[nodiscard]] double mean_loss(const StepReport& report) const;
+  void record_step(const StepReport& report, std::int64_t steps_done, double seconds);
   void save(std::int64_t steps_done);
   void resume();
   void record_memory();
   [[nodiscard]] nlohmann::json summarize(std::int64_t steps_done, bool is_stopped);
-  /// The trained tensor of a place in active_.
-  [[nodiscard]] const peft::TrainedTensor& trained_at(std::size_t active) const;
+  /// Metrics of a split, of each objective. Collective.
+  [[nodiscard]] std::vector<Metrics> evaluate_split(const std::string& split);
   /// Of this stage; places of a tied tensor share one name and one memory.
   [[nodiscard]] std::map<std::string, at::Tensor> trained_by_name() const;
   [[nodiscard]] bool is_writer() const;
@@ -88,24 +88,15 @@ class Trainer {
   const std::atomic<bool>& stop_requested_;
   data::Sampler sampler_;
   RunFolder folder_;
+  std::vector<ObjectiveState> objectives_;
   std::unique_ptr<checkpoint::CheckpointStore> store_;
-  std::vector<int> active_;                     ///< indices into the method's trained tensors that are not inert
-  std::vector<std::size_t> updated_;            ///< places in active_ of the tensors that own their memory
-  std::vector<std::int64_t> tensors_of_stage_;  ///< tensors of each stage that the global norm counts, for its order
-  std::unique_ptr<dist::GradientSync> sync_;
-  std::unique_ptr<TiedGradients> tied_;
-  std::unique_ptr<optim::AdamW> optimizer_;
+  std::unique_ptr<TrainingStep> step_;
   std::unique_ptr<ResamplingEvents> events_;
-  std::string metric_;
   Progress progress_;
 
   std::int64_t start_step_ = 0;
   std::int64_t last_saved_step_ = -1;
   std::filesystem::path last_checkpoint_;
-  std::map<std::string, at::Tensor> best_tensors_;  ///< of worker_.result()
-  std::optional<double> best_value_;
-  std::int64_t best_step_ = -1;
-  std::int64_t evaluations_since_best_ = 0;
   std::int64_t reduced_bytes_ = 0;
 };
 

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "train/device.h"
 #include "train/trainer.h"
@@ -19,10 +20,6 @@ std::int64_t bytes_of(const std::map<std::string, at::Tensor>& tensors) {
 }  // namespace
 
 void Trainer::record_memory() {
-  std::int64_t gradients = 0;
-  for (std::size_t i = 0; i < active_.size(); ++i) {
-    gradients += static_cast<std::int64_t>(trained_at(i).value.nbytes());
-  }
   const auto kept = worker_.method().kept_tensors();
   std::int64_t kept_in_slots = 0;
   worker_.slice().visit_weights(
@@ -32,8 +29,12 @@ void Trainer::record_memory() {
   ledger_.set_memory(MemoryKind::kFrozen, worker_.slice().frozen_bytes() - kept_in_slots);
   ledger_.set_memory(MemoryKind::kKept, bytes_of(kept));
   ledger_.set_memory(MemoryKind::kTrained, bytes_of(trained_by_name()));
-  ledger_.set_memory(MemoryKind::kGradient, gradients);
-  ledger_.set_memory(MemoryKind::kOptimizer, optimizer_->state_bytes());
+  ledger_.set_memory(MemoryKind::kGradient, step_->gradient_bytes());
+  std::int64_t optimizer_bytes = 0;
+  for (const auto& objective : objectives_) {
+    optimizer_bytes += objective.optimizer().state_bytes();
+  }
+  ledger_.set_memory(MemoryKind::kOptimizer, optimizer_bytes);
 }
 
 nlohmann::json Trainer::summarize(std::int64_t steps_done, bool is_stopped) {
@@ -54,32 +55,48 @@ nlohmann::json Trainer::summarize(std::int64_t steps_done, bool is_stopped) {
     return std::vector<std::int64_t>(values.const_data_ptr<std::int64_t>(),
                                      values.const_data_ptr<std::int64_t>() + values.numel());
   };
-  nlohmann::json record = {{"steps", steps_done},
-                           {"is_stopped", is_stopped},
-                           {"method", worker_.method().name()},
-                           {"stages", place.num_stages},
-                           {"replicas", place.num_replicas},
-                           {"threads", config_.threads},
-                           {"trained_parameters", parameters.trained},
-                           {"frozen_parameters", parameters.frozen},
-                           {"peak_allocated_bytes", column(0)},
-                           {"frozen_bytes", column(1)},
-                           {"trained_bytes", column(2)},
-                           {"optimizer_bytes", column(3)},
-                           {"kept_bytes", column(5)},
-                           {"checkpoint_bytes", is_writer() ? checkpoint::stored_bytes(last_checkpoint_) : 0},
-                           {"reduced_bytes_per_step", column(4)},
-                           {"samples_per_second", progress_.rows_per_second()},
-                           {"tokens_per_second", progress_.tokens_per_second()},
-                           {"train_seconds", progress_.seconds()},
-                           {"steps_this_run", progress_.steps()}};
+  nlohmann::json record = {
+      {"steps", steps_done},
+      {"is_stopped", is_stopped},
+      {"method", worker_.method().name()},
+      {"stages", place.num_stages},
+      {"replicas", place.num_replicas},
+      {"threads", config_.threads},
+      {"trained_parameters", std::accumulate(parameters.trained.begin(), parameters.trained.end(), std::int64_t{0})},
+      {"frozen_parameters", parameters.frozen},
+      {"peak_allocated_bytes", column(0)},
+      {"frozen_bytes", column(1)},
+      {"trained_bytes", column(2)},
+      {"optimizer_bytes", column(3)},
+      {"kept_bytes", column(5)},
+      {"checkpoint_bytes", is_writer() ? checkpoint::stored_bytes(last_checkpoint_) : 0},
+      {"reduced_bytes_per_step", column(4)},
+      {"samples_per_second", progress_.rows_per_second()},
+      {"tokens_per_second", progress_.tokens_per_second()},
+      {"train_seconds", progress_.seconds()},
+      {"steps_this_run", progress_.steps()}};
   if (events_->has_any()) {
     // Ranks take part in every event; the first one's clock stands for all.
     record["resampling_seconds"] = events_->seconds();
     record["resampling_share"] = events_->seconds() / std::max(events_->seconds() + progress_.seconds(), 1e-9);
   }
-  if (best_value_) {
-    record["best"] = {{"metric", metric_}, {"value", *best_value_}, {"step", best_step_}};
+  for (std::size_t k = 0; k < objectives_.size(); ++k) {
+    const auto& objective = objectives_[k];
+    nlohmann::json result;
+    if (objective.best_value()) {
+      result["best"] = {
+          {"metric", objective.metric()}, {"value", *objective.best_value()}, {"step", objective.best_step()}};
+    }
+    if (!objective.is_training()) {
+      result["ended"] = {{"reason", objective.end_reason()}, {"step", objective.end_step()}};
+    }
+    if (objective.name().empty()) {
+      record.update(result);
+    } else {
+      result["name"] = objective.name();
+      result["trained_parameters"] = parameters.trained[k];
+      record["objectives"].push_back(std::move(result));
+    }
   }
   return record;
 }

@@ -64,18 +64,22 @@ void Trainer::save(std::int64_t steps_done) {
     };
     add(kTrainedPrefix, trained_by_name());
     add(kKeptPrefix, kept);
-    add(kMomentPrefix, optimizer_->state());
-    add(kBestPrefix, best_tensors_);
+    for (auto& objective : objectives_) {
+      add(kMomentPrefix, objective.optimizer().state());
+      std::map<std::string, at::Tensor> best;
+      for (const auto& [name, tensor] : objective.best_tensors()) {
+        best.emplace(peft::objective_prefix(objective.name()) + name, tensor);
+      }
+      add(kBestPrefix, best);
+    }
   }
   nlohmann::json state = {{"step", steps_done},
                           {"options", config_.numeric_options},
                           {"threads", config_.threads},
                           {"base_model_digest", worker_.model_digest()},
-                          {"dataset_digest", dataset_.info().content_digest},
-                          {"best_step", best_step_},
-                          {"evaluations_since_best", evaluations_since_best_}};
-  if (best_value_) {
-    state["best_value"] = *best_value_;
+                          {"dataset_digest", dataset_.info().content_digest}};
+  for (const auto& objective : objectives_) {
+    state["objectives"].push_back(objective.state());
   }
   progress_.end_line();
   last_checkpoint_ = store_->save(steps_done, tensors, state);
@@ -130,21 +134,22 @@ void Trainer::resume() {
     loaded->read_into(kKeptPrefix + name, tensor);
   }
   events_->resume_at(loaded->step());
-  for (const auto& [name, tensor] : optimizer_->state()) {
-    loaded->read_into(kMomentPrefix + name, tensor);
-  }
-  best_step_ = state.value("best_step", std::int64_t{-1});
-  if (state.contains("best_value")) {
-    best_value_ = state.at("best_value").get<double>();
-  }
-  if (best_step_ >= 0 && config_.train.restore_best) {
-    for (const auto& [name, tensor] : worker_.result()) {
-      auto best = at::empty_like(tensor);
-      loaded->read_into(kBestPrefix + name, best);
-      best_tensors_[name] = best;
+  const auto& states = state.at("objectives");
+  for (std::size_t k = 0; k < objectives_.size(); ++k) {
+    auto& objective = objectives_[k];
+    for (const auto& [name, tensor] : objective.optimizer().state()) {
+      loaded->read_into(kMomentPrefix + name, tensor);
+    }
+    objective.optimizer().set_num_steps(loaded->step());
+    objective.set_state(states.at(k));
+    if (objective.best_step() >= 0 && config_.train.restore_best) {
+      for (const auto& [name, tensor] : worker_.result(k)) {
+        auto best = at::empty_like(tensor);
+        loaded->read_into(kBestPrefix + peft::objective_prefix(objective.name()) + name, best);
+        objective.best_tensors()[name] = best;
+      }
     }
   }
-  evaluations_since_best_ = state.value("evaluations_since_best", std::int64_t{0});
   start_step_ = loaded->step();
   last_checkpoint_ = loaded->folder();
   last_saved_step_ = start_step_;

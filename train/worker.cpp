@@ -5,6 +5,7 @@
 #include <ATen/core/grad_mode.h>
 #include <spdlog/fmt/fmt.h>
 
+#include "common/check.h"
 #include "common/error.h"
 #include "common/log.h"
 #include "dist/agree.h"
@@ -18,47 +19,82 @@ std::unique_ptr<model::WeightSource> open_weights(const ModelConfig& config, con
                                : model::open_model_folder(config.path);
 }
 
+namespace {
+
+std::vector<WorkerObjective> plan_objectives(const WorkerConfig& config) {
+  ESPALIER_CHECK(!config.objectives.empty(), "a worker needs an objective");
+  std::vector<WorkerObjective> planned;
+  for (const auto& objective : config.objectives) {
+    planned.push_back({.name = objective.name,
+                       .backbone = model::read_backbone(config.model.path, objective.head),
+                       .seed = peft::trained_seed(objective.peft, config.seed)});
+  }
+  return planned;
+}
+
+}  // namespace
+
 Worker::Worker(const WorkerConfig& config, const Ranks& ranks)
-    : backbone_(model::read_backbone(config.model.path, config.head)),
-      weights_(open_weights(config.model, backbone_)),
+    : objectives_(plan_objectives(config)),
+      weights_(open_weights(config.model, backbone())),
       mesh_(dist::make_mesh(ranks.control, ranks.device, static_cast<int>(config.parallel.stages),
                             static_cast<int>(config.parallel.replicas))) {
   model_digest_ = dist::broadcast_text(ranks.control, ranks.control.rank() == 0 ? weights_->digest() : std::string());
-  const auto stages = model::plan_stages(backbone_, mesh_.place.num_stages, config.parallel.first_blocks);
+  const auto stages = model::plan_stages(backbone(), mesh_.place.num_stages, config.parallel.first_blocks);
   const auto range = stages[static_cast<std::size_t>(mesh_.place.stage_index)];
   if (mesh_.place.is_first_stage()) {
-    model::refuse_unknown_tensors(backbone_, *weights_);
+    model::refuse_unknown_tensors(backbone(), *weights_);
   }
   const model::SliceOptions options{compute_type_from(config.model.compute_type),
-                                    device_from(config.model.device, ranks.node_rank), config.seed};
-  slice_ = std::make_unique<model::StageSlice>(backbone_, range, *weights_, options);
-  method_ = peft::make_method(config.peft, *slice_, *weights_, config.seed);
+                                    device_from(config.model.device, ranks.node_rank), objective().seed};
+  slice_ = std::make_unique<model::StageSlice>(backbone(), range, *weights_, options);
+  if (objectives_.size() == 1) {
+    method_ = peft::make_method(config.objectives.front().peft, *slice_, *weights_, config.seed);
+  } else {
+    std::vector<peft::ObjectiveRequest> requests;
+    for (std::size_t k = 0; k < objectives_.size(); ++k) {
+      requests.push_back({objectives_[k].name, config.objectives[k].peft, objectives_[k].backbone});
+    }
+    method_ = peft::make_joint_method(requests, *slice_, *weights_, config.seed);
+  }
+  const auto made = method_->objectives();
+  for (std::size_t k = 0; k < objectives_.size(); ++k) {
+    objectives_[k].logits = peft::logits_name(made[k]);
+    objectives_[k].first_trained = made[k].first_trained;
+    objectives_[k].end_trained = made[k].end_trained;
+    objectives_[k].importance_start = made[k].importance_start;
+    objectives_[k].facts = made[k].facts;
+  }
   executor_ = std::make_unique<StageExecutor>(mesh_, *slice_, *method_, range.end);
   log_debug("worker", "stage {} of {}, replica {} of {}: layers {} to {}", mesh_.place.stage_index,
             mesh_.place.num_stages, mesh_.place.replica_index, mesh_.place.num_replicas, range.first, range.end - 1);
 }
 
 ParameterCount Worker::count_parameters() {
-  auto counts = at::zeros({2}, at::kLong);
+  const auto num_objectives = static_cast<std::int64_t>(objectives_.size());
+  auto counts = at::zeros({num_objectives + 1}, at::kLong);
   if (mesh_.place.replica_index == 0) {
-    for (const auto& tensor : method_->trained()) {
-      counts[0] += tensor.is_copy ? 0 : tensor.value.numel();
+    for (std::int64_t k = 0; k < num_objectives; ++k) {
+      for (const auto& tensor : trained(static_cast<std::size_t>(k))) {
+        counts[k] += tensor.is_copy ? 0 : tensor.value.numel();
+      }
     }
-    const auto copies = peft::find_copies(backbone_, *weights_);
+    const auto copies = peft::find_copies(backbone(), *weights_);
     for (const auto& layer : slice_->layers()) {
       const auto& plan = layer->plan();
       layer->visit_weights(
           [&](const std::string& role, const at::Tensor& slot, const std::vector<std::int64_t>& /*shape*/) {
             const bool is_counted =
-                !copies.contains(plan.name + "." + role) && !backbone_.family->stored_weight(plan, role).is_buffer;
+                !copies.contains(plan.name + "." + role) && !backbone().family->stored_weight(plan, role).is_buffer;
             if (is_counted && slot.defined() && !slot.requires_grad()) {
-              counts[1] += slot.numel();
+              counts[num_objectives] += slot.numel();
             }
           });
     }
   }
   mesh_.control->all_reduce(counts).wait();
-  return {counts[0].item<std::int64_t>(), counts[1].item<std::int64_t>()};
+  const auto* values = counts.const_data_ptr<std::int64_t>();
+  return {{values, values + num_objectives}, values[num_objectives]};
 }
 
 MicroBatch make_micro_batch(const model::Backbone& backbone, int index, model::NamedTensors inputs) {
@@ -67,15 +103,23 @@ MicroBatch make_micro_batch(const model::Backbone& backbone, int index, model::N
   return {index, std::move(inputs), shape};
 }
 
-std::map<std::string, at::Tensor> Worker::result() const {
+std::span<const peft::TrainedTensor> Worker::trained(std::size_t objective) const {
+  const auto& part = objectives_[objective];
+  return std::span(method_->trained())
+      .subspan(static_cast<std::size_t>(part.first_trained),
+               static_cast<std::size_t>(part.end_trained - part.first_trained));
+}
+
+std::map<std::string, at::Tensor> Worker::result(std::size_t objective) const {
   std::map<std::string, at::Tensor> tensors = method_->kept_tensors();
-  for (const auto& trained : method_->trained()) {
-    tensors.emplace(trained.name, trained.value.detach());
+  const auto prefix = peft::objective_prefix(objectives_[objective].name).size();
+  for (const auto& trained : trained(objective)) {
+    tensors.emplace(trained.name.substr(prefix), trained.value.detach());
   }
   return tensors;
 }
 
-void Worker::load_result(const std::map<std::string, at::Tensor>& tensors) {
+void Worker::load_result(const std::map<std::string, at::Tensor>& tensors, std::size_t objective) {
   const at::NoGradGuard no_grad;
   const auto load = [&](const std::string& name, const at::Tensor& value) {
     const auto found = tensors.find(name);
@@ -92,8 +136,9 @@ void Worker::load_result(const std::map<std::string, at::Tensor>& tensors) {
     value.copy_(found->second);
   };
   // A tied tensor has a place of its own on every stage that reads it, each to be loaded.
-  for (const auto& trained : method_->trained()) {
-    load(trained.name, trained.value);
+  const auto prefix = peft::objective_prefix(objectives_[objective].name).size();
+  for (const auto& trained : trained(objective)) {
+    load(trained.name.substr(prefix), trained.value);
   }
   for (const auto& [name, value] : method_->kept_tensors()) {
     load(name, value);

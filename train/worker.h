@@ -5,12 +5,16 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "data/sampler.h"
 #include "dist/mesh.h"
 #include "peft/method.h"
 #include "train/config.h"
+#include "train/objective.h"
 #include "train/stage_executor.h"
 
 namespace espalier::train {
@@ -26,9 +30,8 @@ struct Ranks {
 struct WorkerConfig {
   ModelConfig model;
   ParallelConfig parallel;
-  peft::MethodConfig peft;
   std::uint64_t seed = 0;
-  model::HeadRequest head = {};
+  std::vector<ObjectiveConfig> objectives = {};  ///< at least one
 };
 
 /// The weights that the options name. Throws: ConfigError naming file and tensor.
@@ -39,8 +42,19 @@ MicroBatch make_micro_batch(const model::Backbone& backbone, int index, model::N
 
 /// Scalars of the whole model, over all stages of one replica; tied ones once, buffers not.
 struct ParameterCount {
-  std::int64_t trained = 0;
+  std::vector<std::int64_t> trained;  ///< by objective
   std::int64_t frozen = 0;
+};
+
+/// What the worker holds of one objective.
+struct WorkerObjective {
+  std::string name;                                             ///< empty for the only one
+  std::string logits = {};                                      ///< what they are called at the end of the chain
+  model::Backbone backbone;                                     ///< with the objective's head
+  std::uint64_t seed = 0;                                       ///< of what trains
+  int first_trained = 0, end_trained = 0;                       ///< in the method's trained tensors
+  peft::ImportanceStart* importance_start = nullptr;            ///< null: it does not look at the data
+  std::vector<std::pair<std::string, std::string>> facts = {};  ///< for the exported adapter: key and JSON text
 };
 
 class Worker {
@@ -53,7 +67,10 @@ class Worker {
   [[nodiscard]] model::StageSlice& slice() { return *slice_; }
   [[nodiscard]] peft::Method& method() { return *method_; }
   [[nodiscard]] StageExecutor& executor() { return *executor_; }
-  [[nodiscard]] const model::Backbone& backbone() const { return backbone_; }
+  [[nodiscard]] std::size_t num_objectives() const { return objectives_.size(); }
+  [[nodiscard]] const WorkerObjective& objective(std::size_t index = 0) const { return objectives_[index]; }
+  /// With the head of the first objective.
+  [[nodiscard]] const model::Backbone& backbone() const { return objectives_.front().backbone; }
   /// Of the whole model.
   [[nodiscard]] const model::WeightSource& weights() const { return *weights_; }
   /// Of the whole folder's weights; rank 0 has read them, every rank knows it.
@@ -63,15 +80,17 @@ class Worker {
 
   /// Collective: every rank.
   [[nodiscard]] ParameterCount count_parameters();
+  /// Of this stage.
+  [[nodiscard]] std::span<const peft::TrainedTensor> trained(std::size_t objective) const;
 
-  /// What this stage's training made, by canonical name: the trained tensors, of places of a tied one the first, and
-  /// those that the method keeps beside them. Live, without grad.
-  [[nodiscard]] std::map<std::string, at::Tensor> result() const;
+  /// What this stage's training made of an objective, by the names that it has alone: the trained tensors, of places of
+  /// a tied one the first, and those that the method keeps beside them. Live, without grad.
+  [[nodiscard]] std::map<std::string, at::Tensor> result(std::size_t objective = 0) const;
   /// Copies these back. Throws: ConfigError naming a tensor that `tensors` lacks or that has another shape.
-  void load_result(const std::map<std::string, at::Tensor>& tensors);
+  void load_result(const std::map<std::string, at::Tensor>& tensors, std::size_t objective = 0);
 
  private:
-  model::Backbone backbone_;
+  std::vector<WorkerObjective> objectives_;
   std::unique_ptr<model::WeightSource> weights_;
   dist::Mesh mesh_;
   std::string model_digest_;

@@ -29,6 +29,13 @@ def run(command: list[str], expected_code: int = 0) -> str:
     return result.stdout
 
 
+def run_and_read_errors(command: list[str], expected_code: int) -> str:
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != expected_code:
+        raise AssertionError(f"{' '.join(command)}\nended with {result.returncode}, expected {expected_code}:\n{result.stderr}")
+    return result.stderr
+
+
 def espalier(stages: int, replicas: int, *words: str, expected_code: int = 0) -> str:
     ranks = stages * replicas
     launcher = [MPIEXEC, "-np", str(ranks)] if ranks > 1 else []
@@ -116,6 +123,27 @@ class Run(unittest.TestCase):
                 words = (f"--model.path={MODEL}", f"--data.path={self.dataset}")
                 found = self.predict(2, *words, f"--adapter={adapter}")
                 np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+    def test_gives_every_objective_an_adapter_of_its_own(self) -> None:
+        words = ("--objective.wide.peft.lst.reduction=2", "--objective.wide.peft.seed=3", "--objective.narrow.peft.lst.reduction=4",
+                 "--objective.narrow.optimizer.learning_rate=3e-2")
+        folder = self.train("lst", "joint", 2, 2, *words)
+        alone = {"wide": self.train("lst", "wide", 1, 1, "--peft.lst.reduction=2", "--peft.seed=3"),
+                 "narrow": self.train("lst", "narrow", 1, 1, "--peft.lst.reduction=4", "--optimizer.learning_rate=3e-2")}
+        summary = json.loads((folder / "summary.json").read_text())
+        for objective in summary["objectives"]:
+            name = objective["name"]
+            expected = json.loads((alone[name] / "summary.json").read_text())
+            self.assertEqual(objective["test"], expected["test"], msg=name)
+            self.assertEqual((folder / "adapter" / name / "adapter.safetensors").read_bytes(),
+                             (alone[name] / "adapter" / "adapter.safetensors").read_bytes(), msg=name)
+            metrics = json.loads(espalier(1, 1, "evaluate", f"--run={folder}", f"--objective={name}", "--split=test"))
+            self.assert_same_metrics(metrics, expected["test"])
+            exported = self.folder / f"exported-{name}"
+            run([ESPALIER, "export", f"--run={folder}", f"--objective={name}", f"--output={exported}"])
+            self.assertEqual((exported / "adapter.safetensors").read_bytes(),
+                             (folder / "adapter" / name / "adapter.safetensors").read_bytes(), msg=name)
+        self.assertIn("narrow", run_and_read_errors([ESPALIER, "evaluate", f"--run={folder}"], 2))
 
     def test_goes_on_where_it_stopped_on_other_ranks(self) -> None:
         for method in ("lst", "lora"):

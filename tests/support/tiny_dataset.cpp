@@ -78,6 +78,7 @@ std::filesystem::path write_tiny_dataset(const TinyDataset& dataset, const std::
   const bool has_classes = dataset.task == "classification" || has_images;
   file.write_attribute("/", "task", dataset.task);
   file.write_attribute("/", "label_names", has_classes ? names + "]" : "[]");
+  if (dataset.has_score) file.write_attribute("/", "label_columns", std::string(R"({"score": []})"));
   file.write_attribute("/", "tokenizer_digest", std::string(has_images ? "" : "sha256:tiny"));
   file.write_attribute("/", "source_digest", std::string("sha256:tiny"));
   file.write_attribute("/", "format_version", std::int64_t{1});
@@ -116,6 +117,7 @@ std::filesystem::path write_tiny_dataset(const TinyDataset& dataset, const std::
       write("prompt_lengths", Hdf5Type::kInt64, std::vector<std::int64_t>(rows.offsets.size() - 1, 1));
     } else {
       write("labels", Hdf5Type::kInt64, rows.classes);
+      if (dataset.has_score) write("labels_score", Hdf5Type::kFloat32, rows.targets);
     }
     write("id_bytes", Hdf5Type::kUInt8, rows.id_bytes);
     write("id_offsets", Hdf5Type::kInt64, rows.id_offsets);

@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "common/durable_file.h"
+#include "launch/objectives.h"
 #include "launch/run_config.h"
 
 namespace espalier::launch {
@@ -22,6 +23,7 @@ TEST(Configs, EveryFileIsValidAndComplete) {
     describe(table, run);
     EXPECT_NO_THROW(table.read_text(read_file(entry.path()), entry.path())) << entry.path();
     EXPECT_NO_THROW(table.check_required()) << entry.path();
+    EXPECT_NO_THROW(plan_objectives(table)) << entry.path();
   }
   EXPECT_GE(num_files, 4);
 }

@@ -52,9 +52,8 @@ class DeviceAgreement : public testing::TestWithParam<const char*> {
     train::WorkerConfig config;
     config.model.path = request_.model;
     config.model.device = device;
-    config.peft = request_.peft;
+    config.objectives = {{.peft = request_.peft, .head = {.num_labels = dataset.info().num_labels}}};
     config.seed = 7;
-    config.head.num_labels = dataset.info().num_labels;
     train::Worker worker(config, train::Ranks{world});
     std::vector<train::MicroBatch> micro_batches;
     for (const int index : {0, 1}) {
@@ -64,7 +63,7 @@ class DeviceAgreement : public testing::TestWithParam<const char*> {
       const model::BatchShape shape{ids.size(0), ids.size(1)};
       micro_batches.push_back({index, std::move(inputs), shape});
     }
-    const auto loss = [](const at::Tensor& logits, const model::NamedTensors& inputs) {
+    const auto loss = [](std::size_t /*objective*/, const at::Tensor& logits, const model::NamedTensors& inputs) {
       return model::classification_loss(logits, inputs.at("labels").to(logits.device()), /*num_global_rows=*/8);
     };
     Gradients gradients;
@@ -75,7 +74,7 @@ class DeviceAgreement : public testing::TestWithParam<const char*> {
           const auto& name = worker.method().trained()[static_cast<std::size_t>(index)].name;
           gradients.by_name[name + " of micro-batch " + std::to_string(micro_batch)] = gradient.cpu();
         });
-    gradients.loss = losses.at(0) + losses.at(1);
+    gradients.loss = losses.at(0).front() + losses.at(1).front();
     return gradients;
   }
 

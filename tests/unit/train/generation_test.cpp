@@ -57,9 +57,10 @@ std::vector<std::vector<TokenIds>> generate_on_stages(const std::filesystem::pat
     WorkerConfig config;
     config.model.path = folder.string();
     config.parallel.stages = num_stages;
-    config.peft.method = by_copy ? "lst" : "probe";
-    config.peft.lst.reduction = 1;
-    config.peft.lst.gate = "one";
+    auto& peft = config.objectives.emplace_back().peft;
+    peft.method = by_copy ? "lst" : "probe";
+    peft.lst.reduction = 1;
+    peft.lst.gate = "one";
     Worker worker(config, {communicator, nullptr, communicator.rank()});
     if (by_copy) make_copy_of_backbone(worker.method());
     texts[static_cast<std::size_t>(communicator.rank())] = generate(worker, search, prompts);
@@ -165,9 +166,10 @@ TEST_P(GenerationByMethod, GoesOnFromItsCachesAsIfAllWereReadAgain) {
       WorkerConfig config;
       config.model.path = folder.string();
       config.parallel.stages = num_stages;
-      config.peft.method = method;
-      config.peft.lst.reduction = 2;
-      config.peft.last.rank = config.peft.lora.rank = config.peft.adapter.rank = config.peft.meft.rank = 4;
+      auto& peft = config.objectives.emplace_back().peft;
+      peft.method = method;
+      peft.lst.reduction = 2;
+      peft.last.rank = peft.lora.rank = peft.adapter.rank = peft.meft.rank = 4;
       Worker worker(config, {communicator, nullptr, communicator.rank()});
       stir(worker.method());
       const auto texts = generate(worker, greedy, prompts);

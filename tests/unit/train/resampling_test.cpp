@@ -106,7 +106,8 @@ std::vector<std::map<std::string, at::Tensor>> run_event(const std::filesystem::
     parallel.replicas = replicas;
     train::ModelConfig model;
     model.path = folder;
-    train::Worker worker({model, parallel, peft, /*seed=*/7, {.num_labels = 2}}, train::Ranks{world});
+    train::Worker worker({model, parallel, /*seed=*/7, {{.peft = peft, .head = {.num_labels = 2}}}},
+                         train::Ranks{world});
     std::vector<optim::Parameter> parameters;
     for (const auto& tensor : worker.method().trained()) parameters.push_back({tensor.name, tensor.value});
     optim::AdamW optimizer({}, parameters);
@@ -158,8 +159,8 @@ TEST(ResamplingEvents, RestartTheFactorsInTheOptimizerAndNothingElse) {
   dist::run_ranks(1, [&](dist::Communicator& world) {
     train::ModelConfig model;
     model.path = path;
-    train::Worker worker({model, {}, {.method = "rosa", .rosa = {.rank = 4, .every_steps = 3}}, 7, {.num_labels = 2}},
-                         train::Ranks{world});
+    const peft::MethodConfig peft{.method = "rosa", .rosa = {.rank = 4, .every_steps = 3}};
+    train::Worker worker({model, {}, /*seed=*/7, {{.peft = peft, .head = {.num_labels = 2}}}}, train::Ranks{world});
     std::vector<optim::Parameter> parameters;
     std::vector<at::Tensor> gradients;
     for (const auto& tensor : worker.method().trained()) {

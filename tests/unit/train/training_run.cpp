@@ -21,7 +21,7 @@ std::vector<double> read_steps(const std::filesystem::path& file, const char* ke
   std::ifstream lines(file);
   for (std::string line; std::getline(lines, line);) {
     const auto record = nlohmann::json::parse(line);
-    if (record.at("kind") == "train") {
+    if (record.at("kind") == "train" && record.contains(key)) {
       values.push_back(record.at(key).get<double>());
     }
   }
@@ -30,7 +30,15 @@ std::vector<double> read_steps(const std::filesystem::path& file, const char* ke
 
 }  // namespace
 
-RunOutcome run_training(const RunRequest& request, Layout layout) {
+optim::OptimizerConfig RunRequest::optimizer() const {
+  optim::OptimizerConfig config;
+  config.learning_rate = learning_rate;
+  config.epsilon = epsilon;
+  config.weight_decay = weight_decay;
+  return config;
+}
+
+RunOutcome run_training(RunRequest request, Layout layout) {
   at::set_num_threads(1);
   RunOutcome outcome;
   std::mutex mutex;
@@ -46,15 +54,19 @@ RunOutcome run_training(const RunRequest& request, Layout layout) {
     model.pooling = request.pooling;
     model.device = request.device;
     const auto dataset = data::Dataset::open(request.dataset);
-    train::Worker worker(
-        {model, parallel, request.peft, /*seed=*/7, train::head_request(dataset.info(), request.pooling)},
-        train::Ranks{world});
+    auto objectives = request.objectives;
+    if (objectives.empty()) {
+      objectives.push_back({.peft = request.peft, .optimizer = request.optimizer()});
+    }
+    for (auto& objective : objectives) {
+      objective.data = data::with_label_column(dataset.info(), request.label_columns[objective.name]);
+      objective.head = train::head_request(objective.data, request.pooling);
+    }
+    train::Worker worker({model, parallel, /*seed=*/7, objectives}, train::Ranks{world});
     train::TrainerConfig config;
     config.data.global_batch_size = 12;
     config.data.micro_batch_size = 3;
-    config.optimizer.learning_rate = request.learning_rate;
-    config.optimizer.epsilon = request.epsilon;
-    config.optimizer.weight_decay = request.weight_decay;
+    config.objectives = objectives;
     config.gradient_sync.strategy = request.strategy;
     config.gradient_sync.bucket_bytes = 4096;
     config.parallel = parallel;
@@ -64,12 +76,18 @@ RunOutcome run_training(const RunRequest& request, Layout layout) {
     config.train.evaluate_every_steps = request.evaluate_every_steps;
     config.train.patience = request.patience;
     config.train.restore_best = request.restore_best;
+    config.train.best_metric = request.best_metric;
     config.run_folder = request.folder;
     config.numeric_options = "test";
     const std::atomic<bool> stop{false};
     train::Trainer trainer(config, worker, dataset, ledger, stop);
     auto summary = trainer.run();
-    auto gathered = train::gather_stages(worker.mesh(), worker.result());
+    std::map<std::string, at::Tensor> gathered;
+    for (std::size_t k = 0; k < worker.num_objectives(); ++k) {
+      for (const auto& [name, tensor] : train::gather_stages(worker.mesh(), worker.result(k))) {
+        gathered.emplace(peft::objective_prefix(worker.objective(k).name) + name, tensor);
+      }
+    }
     if (world.rank() == 0) {
       const std::lock_guard lock(mutex);
       outcome.trained = std::move(gathered);

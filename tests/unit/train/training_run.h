@@ -35,6 +35,10 @@ struct RunRequest {
   std::int64_t evaluate_every_steps = 0;
   double weight_decay = 0;
   bool restore_best = true;
+  std::string best_metric = "auto";
+  std::vector<train::ObjectiveConfig> objectives = {};    ///< in place of `peft`; empty: one without a name
+  std::map<std::string, std::string> label_columns = {};  ///< by objective; absent: the labels
+  [[nodiscard]] optim::OptimizerConfig optimizer() const;
 };
 
 /// What a run left behind.
@@ -47,7 +51,7 @@ struct RunOutcome {
 };
 
 /// Trains on stages x replicas threads; a folder with a checkpoint is resumed.
-RunOutcome run_training(const RunRequest& request, Layout layout);
+RunOutcome run_training(RunRequest request, Layout layout);
 
 /// Base of fixtures: runs of one request, each in a folder of its own; a name that comes again resumes.
 class TrainingRuns {

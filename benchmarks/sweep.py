@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sixteen side networks on one frozen forward beside sixteen runs of one each: seconds, peak bytes, and whether the bits agree.
+
+Both sides train the same steps on the quickstart's data, in turn on the same machine; every run is a process of its own. The time is that
+of the steps alone, without start-up, evaluation and saving.
+"""
+
+import argparse
+import itertools
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RATES = ["5e-4", "1e-3", "3e-3", "1e-2"]
+AXES = {"last": ("peft.last.rank", ["4", "8", "16", "32"]), "lst": ("peft.lst.reduction", ["4", "8", "16", "32"])}
+
+
+def train(arguments: argparse.Namespace, method: str, folder: Path, *words: str) -> dict:
+    command = [str(arguments.espalier), "train", f"--config={ROOT / 'configs' / f'minilm_{method}_reviews.ini'}", f"--run.folder={folder}",
+               "--parallel.stages=1", f"--parallel.threads={arguments.threads}", f"--train.max_steps={arguments.steps}",
+               f"--data.fixed_length={arguments.tokens}", "--data.micro_batch_size=32", "--train.restore_best=false",
+               f"--train.evaluate_every_steps={arguments.steps}", *words, *arguments.option]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=None if arguments.verbose else subprocess.DEVNULL)
+    return json.loads((folder / "summary.json").read_text())
+
+
+def compare(arguments: argparse.Namespace, method: str, scratch: Path) -> None:
+    key, values = AXES[method]
+    grid = list(itertools.product(values, RATES))
+    joint_folder = scratch / f"{method}-joint"
+    joint = train(arguments, method, joint_folder, f"--sweep.{key}={' | '.join(values)}", f"--sweep.optimizer.learning_rate={' | '.join(RATES)}")
+    seconds, peaks, same = 0.0, [], 0
+    for value, rate in grid:
+        folder = scratch / f"{method}-{value}-{rate}"
+        alone = train(arguments, method, folder, f"--{key}={value}", f"--optimizer.learning_rate={rate}")
+        seconds += alone["train_seconds"]
+        peaks.append(alone["peak_allocated_bytes"][0])
+        name = f"{key.rsplit('.', 1)[-1]}-{value}_learning_rate-{rate}"
+        own = joint_folder / "adapter" / name / "adapter.safetensors"
+        same += own.read_bytes() == (folder / "adapter" / "adapter.safetensors").read_bytes()
+    print(f"| {method} | {len(grid)} | {seconds:.1f} | {joint['train_seconds']:.1f} | {joint['train_seconds'] / seconds:.3f} | "
+          f"{max(peaks) / 2**20:.0f} | {joint['peak_allocated_bytes'][0] / 2**20:.0f} | {same} of {len(grid)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--espalier", type=Path, default=ROOT / "build/release/bin/espalier")
+    parser.add_argument("--methods", nargs="+", default=list(AXES), choices=list(AXES))
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=64, help="every row is padded to so many")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--option", action="append", default=[], help="further flag of espalier train")
+    parser.add_argument("--verbose", action="store_true")
+    arguments = parser.parse_args()
+    print("| method | objectives | seconds, one by one | seconds, together | ratio | peak MiB, one | peak MiB, together | same bits |")
+    print("|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as scratch:
+        for method in arguments.methods:
+            compare(arguments, method, Path(scratch))
+
+
+if __name__ == "__main__":
+    main()

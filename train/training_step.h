@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// One optimizer step over all ranks: the global batch through the stages, gradients summed over the replicas, one
+// exchange of everything that could differ between ranks, clipping and update of each objective by itself.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "data/sampler.h"
+#include "dist/gradient_sync.h"
+#include "train/config.h"
+#include "train/objective.h"
+#include "train/tied_gradients.h"
+#include "train/worker.h"
+
+namespace espalier::train {
+
+/// What every rank knows of a step once it is exchanged.
+struct StepReport {
+  struct OfObjective {
+    double loss = 0;
+    double gradient_norm = 0;
+    double learning_rate = 0;
+    [[nodiscard]] bool is_finite() const;
+  };
+  std::vector<OfObjective> objectives = {};
+  std::int64_t epoch = 0;
+  std::int64_t rows = 0;
+  std::int64_t tokens = 0;
+  bool stop_requested = false;
+};
+
+class TrainingStep {
+ public:
+  struct Config {
+    data::DataConfig data;
+    std::uint64_t seed = 0;
+    dist::GradientSyncConfig gradient_sync;
+    dist::ScheduleKind schedule = dist::ScheduleKind::k1F1B;
+    std::int64_t num_steps = 0;  ///< of the whole run, for the learning rates
+  };
+  /// Owns: nothing; worker and objectives outlive it.  Throws: ConfigError when nothing trains.
+  /// Collective: every rank.
+  TrainingStep(const Config& config, Worker& worker, std::vector<ObjectiveState>& objectives);
+
+  /// Updates every objective that is training and whose loss and norm are finite. `checks_flow`: every trained tensor
+  /// must get a gradient. Throws: InternalError naming those without.
+  /// Collective: every rank, with the same batch.
+  StepReport run(std::int64_t step, const data::GlobalBatch& batch, const data::Split& split, bool stop_requested,
+                 bool checks_flow);
+
+  /// Bytes of the gradients of all objectives.
+  [[nodiscard]] std::int64_t gradient_bytes() const;
+
+ private:
+  using Losses = std::vector<std::vector<double>>;  ///< of the micro-batches of this replica, by objective
+  /// Gradients by place in active_.
+  [[nodiscard]] std::vector<at::Tensor> run_batch(std::int64_t step, const data::GlobalBatch& batch,
+                                                  const data::Split& split,
+                                                  const std::vector<MicroBatch>& micro_batches,
+                                                  dist::MicroBatchRange range, bool checks_flow, Losses& losses);
+  void check_gradient_flow(const std::vector<int>& contributions, bool had_micro_batches) const;
+  [[nodiscard]] const peft::TrainedTensor& trained_at(std::size_t active) const;
+
+  Config config_;
+  Worker& worker_;
+  std::vector<ObjectiveState>& objectives_;
+  std::vector<int> active_;                ///< those of all objectives, one after the other
+  std::vector<std::size_t> first_active_;  ///< of each objective, a place in active_
+  /// By objective and stage: tensors that the global norm counts, for its order.
+  std::vector<std::vector<std::int64_t>> tensors_of_stage_;
+  std::unique_ptr<dist::GradientSync> sync_;
+  std::unique_ptr<TiedGradients> tied_;
+};
+
+}  // namespace espalier::train
