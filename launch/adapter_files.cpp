@@ -21,7 +21,7 @@ nlohmann::json describe_adapter(const ObjectiveOptions& options, const train::Wo
                                 {"num_labels", dataset.num_labels},
                                 {"head", train::predicts_tokens(dataset.task) ? "language_model" : "pooled"},
                                 {"label_names", dataset.label_names}};
-  for (const auto& [key, json_text] : objective.facts) {
+  for (const auto& [key, json_text] : objective.part.facts) {
     description["facts"][key] = nlohmann::json::parse(json_text);
   }
   return description;

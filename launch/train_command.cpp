@@ -140,7 +140,7 @@ int train_in_session(Session& session, const Arguments& arguments) {
   train::Worker worker({run.model, run.parallel, run.train.seed, objectives}, session.ranks(run.model.device));
   require_fit(worker.backbone(), objectives.front().data);
   if (initial) {
-    if (worker.objective().importance_start != nullptr) {
+    if (worker.objective().part.importance_start != nullptr) {
       throw ConfigError(
           "train.initial_adapter: expected a method that does not draw its start from the data, found "
           "peft.lst.side_initial=fisher; take magnitude");

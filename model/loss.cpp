@@ -42,4 +42,17 @@ at::Tensor token_loss(const at::Tensor& logits, const at::Tensor& labels, bool i
   return sum / static_cast<double>(num_global_targets);
 }
 
+at::Tensor distillation_loss(const at::Tensor& logits, const at::Tensor& teacher, const at::Tensor& labels,
+                             bool is_shifted, std::int64_t num_global_rows) {
+  constexpr double kTeacherTemperature = 0.1;
+  const auto counted = targets_of(labels, is_shifted).flatten().ne(-100).nonzero().squeeze(-1);
+  const auto predicted = [&](const at::Tensor& of) {
+    const auto places = is_shifted ? of.slice(/*dim=*/1, 0, -1) : of;
+    return places.flatten(0, 1).index_select(0, counted).to(at::kFloat);  // [places, V]
+  };
+  const auto wanted = (predicted(teacher) / kTeacherTemperature).log_softmax(-1);
+  const auto sum = (wanted.exp() * (wanted - predicted(logits).log_softmax(-1))).sum();
+  return sum / static_cast<double>(num_global_rows);
+}
+
 }  // namespace espalier::model

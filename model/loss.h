@@ -24,4 +24,10 @@ std::int64_t count_targets(const at::Tensor& labels, bool is_shifted);
 at::Tensor token_loss(const at::Tensor& logits, const at::Tensor& labels, bool is_shifted,
                       std::int64_t num_global_targets);
 
+/// logits, teacher [B, T, V], labels as token_loss() -> scalar sum over the places that it counts of the
+/// Kullback-Leibler divergence of softmax(logits) from softmax(teacher / 0.1), / num_global_rows (Sung et al., LST,
+/// 2022: the teacher is the frozen backbone).
+at::Tensor distillation_loss(const at::Tensor& logits, const at::Tensor& teacher, const at::Tensor& labels,
+                             bool is_shifted, std::int64_t num_global_rows);
+
 }  // namespace espalier::model

@@ -76,7 +76,8 @@ std::vector<Objective> BesideMethod::objectives() {
   for (const SideObjective& objective : objectives_) {
     SideNetwork& network = *objective.network;
     const int end = first + static_cast<int>(network.trained().size());
-    described.push_back({objective.name, first, end, network.importance_start(), network.describe_export()});
+    described.push_back(
+        {objective.name, first, end, network.importance_start(), network.describe_export(), network.distill_weight()});
     first = end;
   }
   return described;
@@ -147,7 +148,8 @@ StageResult BesideMethod::forward(model::Carry incoming, const model::StageInput
                                   objectives_[k].network->read_out(head, {head, backbone, {}}, backbone_inputs,
                                                                    climbs[k].context, climbs[k].side));
       }
-      return leave({}, std::move(climbs), keeps_pass);
+      return leave(predict(*slice_.layers()[place], backbone_inputs, context, backbone, keeps_pass), std::move(climbs),
+                   keeps_pass);
     }
     const at::Tensor undropped = run_frozen(*slice_.layers()[place], backbone_inputs, context, backbone);
     for (std::size_t k = 0; k < climbs.size(); ++k) {
@@ -184,6 +186,21 @@ StageResult BesideMethod::forward(model::Carry incoming, const model::StageInput
     }
   }
   return leave(std::move(outgoing), std::move(climbs), keeps_pass);
+}
+
+model::Carry BesideMethod::predict(const model::Layer& head, const model::StageInputs& inputs,
+                                   const model::ForwardContext& context, const model::Carry& backbone,
+                                   bool keeps_pass) const {
+  const bool is_wanted = keeps_pass && std::any_of(objectives_.begin(), objectives_.end(), [](const auto& objective) {
+                           return objective.network->distill_weight() > 0;
+                         });
+  if (!is_wanted) {
+    return {};
+  }
+  const at::NoGradGuard no_grad;
+  model::Carry carry{{"hidden", backbone.at("hidden")}};
+  head.forward(carry, inputs, context);
+  return {{kTeacherLogits, carry.at("logits")}};
 }
 
 StageResult BesideMethod::leave(model::Carry backbone, std::vector<Climb> climbs, bool keeps_pass) const {

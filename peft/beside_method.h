@@ -59,6 +59,10 @@ class BesideMethod final : public Method {
   /// dropout.
   at::Tensor run_frozen(const model::Layer& layer, const model::StageInputs& inputs,
                         const model::ForwardContext& context, model::Carry& carry) const;
+  /// The backbone's own predictions, if an objective learns from them.
+  [[nodiscard]] model::Carry predict(const model::Layer& head, const model::StageInputs& inputs,
+                                     const model::ForwardContext& context, const model::Carry& backbone,
+                                     bool keeps_pass) const;
   [[nodiscard]] const model::Layer& layer_of(const SideObjective& objective, std::size_t place) const;
   [[nodiscard]] StageResult leave(model::Carry backbone, std::vector<Climb> climbs, bool keeps_pass) const;
 

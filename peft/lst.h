@@ -30,6 +30,7 @@ class LstNetwork final : public SideNetwork, private ImportanceStart {
   [[nodiscard]] model::CarryPlan plan_carry(int first_layer, const model::BatchShape& shape) const override;
   [[nodiscard]] int last_tap_layer() const override { return plan_.last_tap_layer; }
   [[nodiscard]] bool has_backbone_dropout() const override { return config_.backbone_dropout; }
+  [[nodiscard]] double distill_weight() const override { return config_.distill_weight; }
   [[nodiscard]] model::StageInputs adapt(const model::StageInputs& inputs) const override;
   void climb(std::size_t place, const Tap& tap, const model::StageInputs& inputs, const model::ForwardContext& context,
              model::Carry& side) const override;

@@ -126,6 +126,11 @@ void describe(OptionTable& table, LstConfig& config) {
           "stack, that starts as the backbone's. backbone: what the frozen backbone computes.");
   table.add("peft.lst.merge_last", config.merge_last)
       .help("The head reads the up-projected side state and the backbone's own last state, weighed by a trained gate.");
+  table.add("peft.lst.distill_weight", config.distill_weight)
+      .at_least(0)
+      .help(
+          "Weight in the loss of the divergence from what the frozen backbone itself predicts, which must be tokens. "
+          "0: the backbone is not run above the last ladder.");
   table.add("peft.lst.backbone_dropout", config.backbone_dropout)
       .help("Draw the backbone's own dropout in training. Off: its forward is cheaper and the same in every epoch.");
 }
@@ -159,7 +164,13 @@ LstPlan plan_lst(const LstConfig& config, const model::Backbone& backbone) {
     const bool is_read = plan.is_kept[layer.index] && (plan.has_ladders || config.position_bias == "backbone");
     plan.last_tap_layer = is_read ? static_cast<int>(layer.index) : plan.last_tap_layer;
   }
-  if (config.merge_last) {
+  if (config.distill_weight > 0 && !backbone.head().is_language_model) {
+    throw ConfigError(
+        fmt::format("peft.lst.distill_weight: expected 0, since only a language model predicts anything before it is "
+                    "trained, found {} with a pooled head",
+                    config.distill_weight));
+  }
+  if (config.merge_last || config.distill_weight > 0) {
     plan.last_tap_layer = backbone.num_layers() - 1;  // the head itself reads it
   }
   return plan;

@@ -97,12 +97,16 @@ struct Objective {
   int first_trained = 0, end_trained = 0;                       ///< its range of trained()
   ImportanceStart* importance_start = nullptr;                  ///< null: starts without looking at the data
   std::vector<std::pair<std::string, std::string>> facts = {};  ///< as describe_export()
+  /// Of the divergence from kTeacherLogits in its loss.
+  double distill_weight = 0;
 };
 
 /// What the name of everything that belongs to an objective begins with: its trained tensors, its logits.
 inline std::string objective_prefix(const std::string& name) {
   return name.empty() ? std::string() : name + ":";
 }
+/// What the frozen backbone itself predicts, beside the logits of objectives that learn from it, in training.
+inline constexpr const char* kTeacherLogits = "teacher_logits";
 inline std::string logits_name(const Objective& objective) {
   return objective_prefix(objective.name) + "logits";
 }

@@ -21,6 +21,7 @@ struct LstConfig {
   bool prune_by_head = false;
   bool ladder_bias = true;
   bool merge_last = false;
+  double distill_weight = 0;  ///< of the divergence from the backbone's own predictions
   bool backbone_dropout = true;
   std::string position_bias = "own";  ///< own | backbone
 };

@@ -45,6 +45,9 @@ class SideNetwork {
   /// The backbone draws its own dropout in training.
   [[nodiscard]] virtual bool has_backbone_dropout() const = 0;
 
+  /// Of the divergence from the backbone's own predictions in its loss. Above 0 it taps the last layer.
+  [[nodiscard]] virtual double distill_weight() const { return 0; }
+
   /// What its layers read of a micro-batch, made of what the backbone's read.
   [[nodiscard]] virtual model::StageInputs adapt(const model::StageInputs& inputs) const = 0;
   /// Past layer `place` of the slice: replaces entries of `side`, its own carry. `inputs` from adapt().

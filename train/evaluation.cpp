@@ -33,7 +33,7 @@ std::vector<at::Tensor> predict(Worker& worker, const std::vector<data::DatasetI
     for (std::size_t k = 0; k < infos.size(); ++k) {
       results[k]
           .narrow(0, rows.front(), static_cast<std::int64_t>(rows.size()))
-          .copy_(row_results(infos[k].task, outgoing.at(worker.objective(k).logits),
+          .copy_(row_results(infos[k].task, outgoing.at(peft::logits_name(worker.objective(k).part)),
                              with_labels(infos[k], micro_batch.inputs)));
     }
   });

@@ -165,17 +165,17 @@ void start_by_importance(Worker& worker, const std::vector<data::DatasetInfo>& i
   std::map<std::tuple<std::int64_t, std::string, std::uint64_t>, Importance> measured;
   for (std::size_t k = 0; k < infos.size(); ++k) {
     const auto& objective = worker.objective(k);
-    if (objective.importance_start == nullptr) {
+    if (objective.part.importance_start == nullptr) {
       continue;
     }
-    const auto rows = first_rows(sampler, objective.importance_start->num_rows());
+    const auto rows = first_rows(sampler, objective.part.importance_start->num_rows());
     const auto [found, is_new] =
         measured.try_emplace({static_cast<std::int64_t>(rows.size()), infos[k].labels, objective.seed});
     if (is_new) {
       log_info("train", "measuring how much each weight of the backbone matters, on {} training rows", rows.size());
       found->second = fisher_information({worker, objective, infos[k], dataset, data, gradient_sync}, rows);
     }
-    start(worker, *objective.importance_start, found->second);
+    start(worker, *objective.part.importance_start, found->second);
   }
   if (!measured.empty()) {
     reset_peak_bytes(worker.device());

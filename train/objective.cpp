@@ -47,7 +47,8 @@ ObjectiveState::ObjectiveState(const ObjectiveConfig& config, const peft::Object
       active_(find_active(part, method)),
       updated_(find_owners(active_, method)),
       optimizer_(config.optimizer, parameters_of(active_, updated_, method)),
-      metric_(train.best_metric == "auto" ? default_metric(config.data.task) : train.best_metric) {
+      metric_(train.best_metric == "auto" ? default_metric(config.data.task) : train.best_metric),
+      distill_weight_(part.distill_weight) {
   require_metric(config.data.task, metric_);
 }
 

@@ -40,6 +40,7 @@ class ObjectiveState {
   [[nodiscard]] optim::AdamW& optimizer() { return optimizer_; }
   [[nodiscard]] const optim::AdamW& optimizer() const { return optimizer_; }
   [[nodiscard]] const std::string& metric() const { return metric_; }
+  [[nodiscard]] double distill_weight() const { return distill_weight_; }
 
   /// Indices into the method's trained tensors of those that are not inert.
   [[nodiscard]] const std::vector<int>& active() const { return active_; }
@@ -70,6 +71,7 @@ class ObjectiveState {
   std::vector<std::size_t> updated_;
   optim::AdamW optimizer_;
   std::string metric_;
+  double distill_weight_;
   std::map<std::string, at::Tensor> best_tensors_;
   std::optional<double> best_value_;
   std::int64_t best_step_ = -1;

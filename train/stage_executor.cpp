@@ -91,9 +91,13 @@ std::vector<std::vector<double>> StageExecutor::train_step(dist::ScheduleKind ki
         // The loss is a graph of its own, so that methods need not know it.
         const at::AutoGradMode with_gradient(true);
         auto& of_objectives = losses.emplace_back();
+        auto inputs = micro_batch.inputs;
+        if (const auto teacher = result.outgoing.find(peft::kTeacherLogits); teacher != result.outgoing.end()) {
+          inputs.insert(*teacher);
+        }
         for (std::size_t k = 0; k < logits_.size(); ++k) {
           const auto logits = result.outgoing.at(logits_[k]).detach().requires_grad_(true);
-          const auto value = loss(k, logits, micro_batch.inputs);
+          const auto value = loss(k, logits, inputs);
           kept.output_gradients.emplace(logits_[k], torch::autograd::grad({value}, {logits}).front());
           of_objectives.push_back(value.item<double>());
         }

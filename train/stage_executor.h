@@ -25,7 +25,8 @@ struct MicroBatch {
   model::BatchShape shape;
 };
 
-/// Objective, its logits [B, ...], inputs of the micro-batch -> scalar loss, already divided by what the whole global
+/// Objective, its logits [B, ...], inputs of the micro-batch (with kTeacherLogits where an objective learns from the
+/// backbone's predictions) -> scalar loss, already divided by what the whole global
 /// batch counts.
 using LossFunction =
     std::function<at::Tensor(std::size_t objective, const at::Tensor& logits, const model::NamedTensors& inputs)>;

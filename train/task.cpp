@@ -5,6 +5,7 @@
 
 #include "common/error.h"
 #include "model/loss.h"
+#include "peft/method.h"
 
 namespace espalier::train {
 namespace {
@@ -98,6 +99,14 @@ at::Tensor task_loss(TaskKind task, const at::Tensor& logits, const model::Named
                                num_global_targets);
   }
   throw InternalError("task_loss: unknown task");
+}
+
+at::Tensor teacher_loss(TaskKind task, const at::Tensor& logits, const model::NamedTensors& inputs,
+                        std::int64_t num_global_rows) {
+  const auto& labels = inputs.at("labels");
+  const auto learned = task == TaskKind::kMultipleChoice ? right_choices(labels, inputs) : labels;
+  return model::distillation_loss(logits, inputs.at(peft::kTeacherLogits), learned.to(logits.device()),
+                                  is_shifted(task), num_global_rows);
 }
 
 at::Tensor row_results(TaskKind task, const at::Tensor& logits, const model::NamedTensors& inputs) {

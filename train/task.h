@@ -30,6 +30,11 @@ std::int64_t num_targets(const data::DatasetInfo& info, const data::Split& split
 at::Tensor task_loss(data::TaskKind task, const at::Tensor& logits, const model::NamedTensors& inputs,
                      std::int64_t num_global_targets);
 
+/// What an objective that learns from the backbone's own predictions adds to it: of inputs with kTeacherLogits, the sum
+/// over target tokens / `num_global_rows`. Requires: a task whose targets are tokens.
+at::Tensor teacher_loss(data::TaskKind task, const at::Tensor& logits, const model::NamedTensors& inputs,
+                        std::int64_t num_global_rows);
+
 /// What metrics need of each row of the split, fp32 on the host. Pooled heads: the logits [B, C]. seq2seq, causal_lm:
 /// [B, 3] log-likelihood, targets, targets whose most likely token is right. multiple_choice: [questions, 4] whether
 /// the right choice is the likeliest, the same per token, log-likelihood and targets of the right choice.

@@ -150,7 +150,10 @@ std::vector<at::Tensor> TrainingStep::run_batch(std::int64_t step, const data::G
   }
   const auto loss = [&](std::size_t k, const at::Tensor& logits, const model::NamedTensors& inputs) {
     const auto& info = objectives_[k].data();
-    return task_loss(info.task, logits, with_labels(info, inputs), num_targets[k]);
+    const auto own_inputs = with_labels(info, inputs);
+    const auto value = task_loss(info.task, logits, own_inputs, num_targets[k]);
+    const double weight = objectives_[k].distill_weight();
+    return weight > 0 ? value + weight * teacher_loss(info.task, logits, own_inputs, batch.num_rows) : value;
   };
   std::vector<int> contributions(active_.size(), 0);
   sync_->begin(static_cast<int>(batch.micro_batches.size()), range);

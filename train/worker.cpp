@@ -25,9 +25,9 @@ std::vector<WorkerObjective> plan_objectives(const WorkerConfig& config) {
   ESPALIER_CHECK(!config.objectives.empty(), "a worker needs an objective");
   std::vector<WorkerObjective> planned;
   for (const auto& objective : config.objectives) {
-    planned.push_back({.name = objective.name,
-                       .backbone = model::read_backbone(config.model.path, objective.head),
-                       .seed = peft::trained_seed(objective.peft, config.seed)});
+    planned.push_back({{.name = objective.name},
+                       model::read_backbone(config.model.path, objective.head),
+                       peft::trained_seed(objective.peft, config.seed)});
   }
   return planned;
 }
@@ -48,22 +48,18 @@ Worker::Worker(const WorkerConfig& config, const Ranks& ranks)
   const model::SliceOptions options{compute_type_from(config.model.compute_type),
                                     device_from(config.model.device, ranks.node_rank), objective().seed};
   slice_ = std::make_unique<model::StageSlice>(backbone(), range, *weights_, options);
-  if (objectives_.size() == 1) {
+  if (objectives_.size() == 1 && objective().part.name.empty()) {
     method_ = peft::make_method(config.objectives.front().peft, *slice_, *weights_, config.seed);
   } else {
     std::vector<peft::ObjectiveRequest> requests;
     for (std::size_t k = 0; k < objectives_.size(); ++k) {
-      requests.push_back({objectives_[k].name, config.objectives[k].peft, objectives_[k].backbone});
+      requests.push_back({objectives_[k].part.name, config.objectives[k].peft, objectives_[k].backbone});
     }
     method_ = peft::make_joint_method(requests, *slice_, *weights_, config.seed);
   }
-  const auto made = method_->objectives();
+  auto parts = method_->objectives();
   for (std::size_t k = 0; k < objectives_.size(); ++k) {
-    objectives_[k].logits = peft::logits_name(made[k]);
-    objectives_[k].first_trained = made[k].first_trained;
-    objectives_[k].end_trained = made[k].end_trained;
-    objectives_[k].importance_start = made[k].importance_start;
-    objectives_[k].facts = made[k].facts;
+    objectives_[k].part = std::move(parts[k]);
   }
   executor_ = std::make_unique<StageExecutor>(mesh_, *slice_, *method_, range.end);
   log_debug("worker", "stage {} of {}, replica {} of {}: layers {} to {}", mesh_.place.stage_index,
@@ -104,7 +100,7 @@ MicroBatch make_micro_batch(const model::Backbone& backbone, int index, model::N
 }
 
 std::span<const peft::TrainedTensor> Worker::trained(std::size_t objective) const {
-  const auto& part = objectives_[objective];
+  const auto& part = objectives_[objective].part;
   return std::span(method_->trained())
       .subspan(static_cast<std::size_t>(part.first_trained),
                static_cast<std::size_t>(part.end_trained - part.first_trained));
@@ -112,7 +108,7 @@ std::span<const peft::TrainedTensor> Worker::trained(std::size_t objective) cons
 
 std::map<std::string, at::Tensor> Worker::result(std::size_t objective) const {
   std::map<std::string, at::Tensor> tensors = method_->kept_tensors();
-  const auto prefix = peft::objective_prefix(objectives_[objective].name).size();
+  const auto prefix = peft::objective_prefix(objectives_[objective].part.name).size();
   for (const auto& trained : trained(objective)) {
     tensors.emplace(trained.name.substr(prefix), trained.value.detach());
   }
@@ -136,7 +132,7 @@ void Worker::load_result(const std::map<std::string, at::Tensor>& tensors, std::
     value.copy_(found->second);
   };
   // A tied tensor has a place of its own on every stage that reads it, each to be loaded.
-  const auto prefix = peft::objective_prefix(objectives_[objective].name).size();
+  const auto prefix = peft::objective_prefix(objectives_[objective].part.name).size();
   for (const auto& trained : trained(objective)) {
     load(trained.name.substr(prefix), trained.value);
   }

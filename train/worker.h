@@ -48,13 +48,9 @@ struct ParameterCount {
 
 /// What the worker holds of one objective.
 struct WorkerObjective {
-  std::string name;                                             ///< empty for the only one
-  std::string logits = {};                                      ///< what they are called at the end of the chain
-  model::Backbone backbone;                                     ///< with the objective's head
-  std::uint64_t seed = 0;                                       ///< of what trains
-  int first_trained = 0, end_trained = 0;                       ///< in the method's trained tensors
-  peft::ImportanceStart* importance_start = nullptr;            ///< null: it does not look at the data
-  std::vector<std::pair<std::string, std::string>> facts = {};  ///< for the exported adapter: key and JSON text
+  peft::Objective part;      ///< of its method
+  model::Backbone backbone;  ///< with the objective's head
+  std::uint64_t seed = 0;    ///< of what trains
 };
 
 class Worker {

@@ -35,6 +35,26 @@ TEST(RegressionLoss, IsTheSquaredErrorOverTheGlobalRows) {
   EXPECT_NEAR(regression_loss(logits, labels, 8).item<double>(), expected / 8, 1e-6);
 }
 
+TEST(DistillationLoss, IsTheDivergenceFromTheSharpenedTeacherAtThePlacesThatCount) {
+  const auto logits = some_logits(6, 4).view({2, 3, 4});
+  const auto teacher = at::cos(logits) * 0.3;
+  const auto labels = at::tensor({1, -100, 2, -100, 0, 3}, at::kLong).view({2, 3});
+  for (const bool is_shifted : {false, true}) {
+    double expected = 0;
+    for (std::int64_t row = 0; row < 2; ++row) {
+      for (std::int64_t place = is_shifted ? 1 : 0; place < 3; ++place) {
+        if (labels[row][place].item<std::int64_t>() == -100) continue;
+        const auto at_place = place - (is_shifted ? 1 : 0);
+        const auto wanted = at::softmax(teacher[row][at_place].to(at::kDouble) / 0.1, -1);
+        const auto found = at::log_softmax(logits[row][at_place].to(at::kDouble), -1);
+        expected += at::kl_div(found, wanted, at::Reduction::Sum).item<double>();
+      }
+    }
+    EXPECT_NEAR(distillation_loss(logits, teacher, labels, is_shifted, 8).item<double>(), expected / 8, 1e-5);
+  }
+  EXPECT_NEAR(distillation_loss(teacher / 0.1, teacher, labels, /*is_shifted=*/false, 2).item<double>(), 0, 1e-6);
+}
+
 TEST(Losses, OfMicroBatchesAddUpToTheMeanOfTheBatch) {
   const auto labels = at::tensor({2, 0, 1, 2, 1, 0}, at::kLong);
   const auto logits = some_logits(6, 3);

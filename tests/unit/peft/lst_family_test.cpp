@@ -86,6 +86,23 @@ INSTANTIATE_TEST_SUITE_P(Golden, LstFamilies,
                                          "llama_1", "vit_1"),
                          [](const auto& tested) { return std::string(tested.param); });
 
+TEST_P(LstFamilies, LearnFromWhatTheBareBackbonePredicts) {
+  if (!tiny_.backbone.head().is_language_model) {
+    EXPECT_THROW(Stages(tiny_, {.method = "lst", .lst = {.reduction = 2, .distill_weight = 1}}, 1), ConfigError);
+    return;
+  }
+  Stages stages(tiny_, {.method = "lst", .lst = {.reduction = 2, .layers = {0}, .distill_weight = 1}}, 1);
+  auto batch = batch_;
+  model::complete_decoder_inputs(tiny_.backbone, batch);
+  const auto result =
+      stages.methods.front()->forward({}, stages.slices.front()->prepare(batch), {}, /*keeps_pass=*/true);
+  model::StageInputs text = model::text_only(stages.slices.front()->prepare(batch));
+  model::Carry carry;
+  for (const auto& layer : stages.slices.front()->layers()) layer->forward(carry, text, {});
+  EXPECT_TRUE(at::equal(result.outgoing.at(kTeacherLogits), carry.at("logits")));
+  EXPECT_FALSE(result.outgoing.at(kTeacherLogits).requires_grad());
+}
+
 TEST(LstPlan, RefusesDecoderLayersWithoutADecoder) {
   LstConfig config{.reduction = 4, .decoder_layers = {0}};
   EXPECT_THROW(static_cast<void>(plan_lst(config, plan_tiny({}))), ConfigError);

@@ -85,7 +85,7 @@ RunOutcome run_training(RunRequest request, Layout layout) {
     std::map<std::string, at::Tensor> gathered;
     for (std::size_t k = 0; k < worker.num_objectives(); ++k) {
       for (const auto& [name, tensor] : train::gather_stages(worker.mesh(), worker.result(k))) {
-        gathered.emplace(peft::objective_prefix(worker.objective(k).name) + name, tensor);
+        gathered.emplace(peft::objective_prefix(worker.objective(k).part.name) + name, tensor);
       }
     }
     if (world.rank() == 0) {
