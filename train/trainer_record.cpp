@@ -82,7 +82,7 @@ nlohmann::json Trainer::summarize(std::int64_t steps_done, bool is_stopped) {
   }
   for (std::size_t k = 0; k < objectives_.size(); ++k) {
     const auto& objective = objectives_[k];
-    nlohmann::json result;
+    auto result = nlohmann::json::object();
     if (objective.best_value()) {
       result["best"] = {
           {"metric", objective.metric()}, {"value", *objective.best_value()}, {"step", objective.best_step()}};

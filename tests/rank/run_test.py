@@ -126,10 +126,10 @@ class Run(unittest.TestCase):
 
     def test_gives_every_objective_an_adapter_of_its_own(self) -> None:
         words = ("--objective.wide.peft.lst.reduction=2", "--objective.wide.peft.seed=3", "--objective.narrow.peft.lst.reduction=4",
-                 "--objective.narrow.optimizer.learning_rate=3e-2")
+                 "--objective.narrow.optimizer.weight_decay=0.1")
         folder = self.train("lst", "joint", 2, 2, *words)
         alone = {"wide": self.train("lst", "wide", 1, 1, "--peft.lst.reduction=2", "--peft.seed=3"),
-                 "narrow": self.train("lst", "narrow", 1, 1, "--peft.lst.reduction=4", "--optimizer.learning_rate=3e-2")}
+                 "narrow": self.train("lst", "narrow", 1, 1, "--peft.lst.reduction=4", "--optimizer.weight_decay=0.1")}
         summary = json.loads((folder / "summary.json").read_text())
         for objective in summary["objectives"]:
             name = objective["name"]
