@@ -14,6 +14,7 @@
 #include "common/error.h"
 #include "model/initial.h"
 #include "peft/lora.h"
+#include "peft/rosa.h"
 #include "peft/trained_set.h"
 
 namespace espalier::peft {
@@ -31,10 +32,24 @@ MeftSetting make_setting(const MeftConfig& config, const model::StageSlice& slic
           .check = InversionCheck(is_exact ? 0 : config.error_limit)};
 }
 
+/// Null: none.
+std::unique_ptr<Method> make_factors(const MethodConfig& config, model::StageSlice& slice,
+                                     const model::WeightSource& weights, std::uint64_t seed) {
+  if (config.meft.factors == "rosa") return std::make_unique<RosaMethod>(config.rosa, slice, weights, seed);
+  if (config.meft.factors != "lora") return nullptr;
+  if (config.lora.biases != "none") {
+    throw ConfigError(fmt::format(
+        "peft.lora.biases: expected none inside MEFT, whose halves have gradients for factors alone, found {}",
+        config.lora.biases));
+  }
+  return std::make_unique<LoraMethod>(config.lora, slice, weights, seed);
+}
+
 }  // namespace
 
 std::int64_t count_meft_factors(const MethodConfig& config, const model::Backbone& backbone) {
-  return config.meft.factors == "lora" ? count_lora(config.lora, backbone) : 0;
+  if (config.meft.factors == "lora") return count_lora(config.lora, backbone);
+  return config.meft.factors == "rosa" ? count_rosa(config.rosa, backbone) : 0;
 }
 
 MeftMethod::MeftMethod(const MethodConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
@@ -44,12 +59,7 @@ MeftMethod::MeftMethod(const MethodConfig& config, model::StageSlice& slice, con
   check_cut(slice.range().end);
   const model::Backbone& backbone = slice.backbone();
   const MeftPlan& plan = setting_.plan;
-  if (config_.factors == "lora" && config.lora.biases != "none") {
-    throw ConfigError(fmt::format(
-        "peft.lora.biases: expected none inside MEFT, whose halves have gradients for factors alone, found {}",
-        config.lora.biases));
-  }
-  if (config_.factors == "lora") factors_ = std::make_unique<LoraMethod>(config.lora, slice, weights, seed);
+  factors_ = make_factors(config, slice, weights, seed);
   for (const auto& layer : slice.layers()) {
     const int index = static_cast<int>(layer->plan().index);
     if (plan.is_adapted(index)) {

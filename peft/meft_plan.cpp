@@ -104,7 +104,7 @@ void describe(OptionTable& table, MeftConfig& config) {
   table.add("peft.meft.norm_in_adapter", config.norm_in_adapter)
       .help("The adapter between the streams has a trained LayerNorm in front (MEFT1, MEFT2).");
   table.add("peft.meft.factors", config.factors)
-      .choices({"none", "lora"})
+      .choices({"none", "lora", "rosa"})
       .help(
           "Low-rank factors that train on linears inside the blocks besides the adapters, with the options of their "
           "method.");

@@ -171,7 +171,8 @@ std::vector<Objective> Method::objectives() {
 
 TrainedCount count_trained(const MethodConfig& config, const model::Backbone& backbone) {
   TrainedCount count;
-  const bool trains_head = config.method != "rosa" || config.rosa.head_trained;
+  const bool runs_rosa = config.method == "rosa" || (config.method == "meft" && config.meft.factors == "rosa");
+  const bool trains_head = !runs_rosa || config.rosa.head_trained;
   model::visit_stored_tensors(backbone, [&](const model::LayerPlan& layer, const model::StoredWeight& stored,
                                             const std::vector<std::int64_t>& shape) {
     if ((trains_head || !layer.head) && stored.is_task && !stored.is_buffer) {

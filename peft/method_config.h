@@ -81,7 +81,7 @@ struct MeftConfig {
   std::int64_t anchor_layers = 4;
   std::int64_t fraction_bits = 20;
   double error_limit = 1e-3;     ///< of the float inversion
-  std::string factors = "none";  ///< none | lora, inside F and G
+  std::string factors = "none";  ///< none | lora | rosa, inside F and G
 };
 
 struct MethodConfig {

@@ -88,8 +88,9 @@ class EspalierHf(unittest.TestCase):
         self.check("opt_1", "meft", "--peft.meft.variant=2")
         self.check("t5_1", "meft")
 
-    def test_attaches_lora_inside_meft(self) -> None:
+    def test_attaches_lora_and_rosa_inside_meft(self) -> None:
         self.check("bert_1", "meft", "--peft.meft.factors=lora", "--peft.lora.rank=3")
+        self.check("bert_1", "meft", "--peft.meft.factors=rosa", "--peft.rosa.rank=3", "--peft.rosa.every_steps=2")
 
     def test_attaches_adapters(self) -> None:
         for name in ("bert_1", "vit_1", "gpt2_1", "t5_1", "bart_1", "llama_1"):

@@ -79,6 +79,12 @@ TEST(MeftCount, IsThePublishedOneForEveryVariant) {
 TEST(MeftCount, ContainsTheFactorsInsideTheBlocks) {
   const auto base = bert("bert", 768, 12, 12, 30522);
   EXPECT_EQ(count_trained({.method = "meft", .meft = {.factors = "lora"}}, base).method, 313'536 + 12 * 2 * 8 * 1536);
+  MethodConfig config{.method = "meft", .meft = {.factors = "rosa"}};
+  const auto rosa = count_trained(config, base);
+  EXPECT_EQ(rosa.method, 313'536 + 12 * 4 * 8 * 1536);
+  EXPECT_GT(rosa.head, 0);
+  config.rosa.head_trained = false;
+  EXPECT_EQ(count_trained(config, base).head, 0);
 }
 
 TEST(MeftCount, GrowsByTheConcatMergeAndByNorms) {
@@ -112,6 +118,7 @@ TEST(MeftPlan, RefusesWhatIsUndefined) {
   EXPECT_THAT(error_of({.cached_top = 5}, base), HasSubstr("peft.meft.cached_top: expected at most 4"));
   EXPECT_THAT(error_of({.reversible_layers = 3, .cached_top = 1}, base), HasSubstr("give one of them"));
   EXPECT_THAT(error_of({.frozen_bottom = 1, .factors = "lora"}, base), HasSubstr("peft.meft.factors=lora"));
+  EXPECT_THAT(error_of({.frozen_bottom = 1, .factors = "rosa"}, base), HasSubstr("peft.meft.factors=rosa"));
   EXPECT_THAT(error_of({.variant = 3, .norm_in_adapter = true}, base), HasSubstr("peft.meft.norm_in_adapter"));
   EXPECT_THAT(error_of({.variant = 3}, t5()), HasSubstr("peft.meft.variant: expected 1 or 2 for a decoder"));
 }

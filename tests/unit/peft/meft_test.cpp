@@ -9,6 +9,7 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 
@@ -259,6 +260,59 @@ TEST_P(Variants, FactorsOfLoraTrainInsideTheBlocks) {
   const Step found = stages.step(make_batch(), training_context());
   EXPECT_EQ(inversion_error(stages), 0);
   expect_same_bits(found, ByTheBook(stages, config.meft, training_context()).step(make_batch()));
+}
+
+void run_event(const Stages& stages, std::int64_t event) {
+  for (const auto& method : stages.methods) {
+    Resampling* resampling = method->resampling();
+    ASSERT_NE(resampling, nullptr);
+    for (int j = 0; j < resampling->num_weights(); ++j) resampling->resample(j, event);
+  }
+}
+
+TEST_P(Variants, FactorsOfRosaTrainInsideTheBlocksAfterEveryEvent) {
+  const TinyModel tiny = make_tiny({});
+  MethodConfig config = meft(GetParam(), {.factors = "rosa"});
+  config.rosa.rank = 3;
+  config.rosa.targets = {"attention.query", "attention.output", "feed_forward.up", "feed_forward.down"};
+  for (const bool trains_head : {true, false}) {
+    config.rosa.head_trained = trains_head;
+    Stages stages(tiny, config, 1);
+    stir(stages);
+    for (const std::int64_t event : {1, 2}) {
+      run_event(stages, event);
+      const Step found = stages.step(make_batch(), training_context());
+      EXPECT_EQ(inversion_error(stages), 0);
+      const auto is_factor = [](const auto& named) { return named.first.find(".rosa_") != std::string::npos; };
+      EXPECT_EQ(std::count_if(found.gradients.begin(), found.gradients.end(), is_factor), 4 * 4 * 2);
+      EXPECT_EQ(found.gradients.contains("head.classifier.weight"), trains_head);
+      expect_same_bits(found, ByTheBook(stages, config.meft, training_context()).step(make_batch()));
+    }
+  }
+}
+
+TEST_P(Variants, FactorsOfRosaLeaveTheFunctionInAnEventAndKeepWhatTheySplit) {
+  const TinyModel tiny = make_tiny({});
+  MethodConfig config = meft(GetParam(), {.factors = "rosa"});
+  config.rosa.rank = 3;
+  Stages stages(tiny, config, 2);
+  stir(stages);
+  const auto kept = stages.methods.front()->kept_tensors();
+  EXPECT_EQ(kept.size(), 2U * 4U) << "query, key, value and output of two blocks";
+  for (const std::int64_t event : {1, 2}) {
+    for (const TrainedTensor& tensor : stages.trained()) {
+      if (tensor.name.find(".rosa_") != std::string::npos) {
+        tensor.value.detach().add_(at::arange(tensor.value.numel()).view(tensor.value.sizes()).sin(), 0.02);
+      }
+    }
+    const at::Tensor before = stages.evaluate(make_batch());
+    const at::Tensor rest = kept.at("encoder.1.attention.query.weight").clone();
+    const at::Tensor factor = stages.trained("encoder.1.attention.query.rosa_b").detach().clone();
+    run_event(stages, event);
+    EXPECT_TRUE(at::allclose(stages.evaluate(make_batch()), before, 0, 1e-4));
+    EXPECT_FALSE(at::allclose(kept.at("encoder.1.attention.query.weight"), rest, 0, 1e-3));
+    EXPECT_FALSE(at::allclose(stages.trained("encoder.1.attention.query.rosa_b"), factor, 0, 1e-3));
+  }
 }
 
 TEST_P(Variants, CachedBlocksGiveWhatReversibleOnesGive) {

@@ -227,6 +227,8 @@ std::vector<MethodConfig> all_methods() {
   MethodConfig meft{.method = "meft", .meft = {.rank = 4}}, mirrored = meft, halved = meft;
   mirrored.meft.variant = 2;
   mirrored.meft.cached_top = 1;
+  mirrored.meft.factors = "rosa";
+  mirrored.rosa.rank = 2;
   halved.meft.variant = 3;
   halved.meft.factors = "lora";
   halved.lora = {.rank = 2, .dropout = 0.1, .targets = {"attention.query", "feed_forward.up"}};

@@ -49,6 +49,25 @@ INSTANTIATE_TEST_SUITE_P(Families, MeftLayouts,
                                   std::to_string(std::get<1>(tested.param));
                          });
 
+class MeftWithRosa : public testing::Test, protected TrainingRuns {};
+
+TEST_F(MeftWithRosa, GivesTheSameLossesAndWeightsThroughItsEventsBitForBit) {
+  request_.model = write_tiny_model({}, folder_ / "model");
+  request_.dataset = write_tiny_dataset({}, folder_ / "data.h5");
+  request_.peft.method = "meft";
+  request_.peft.meft.rank = 4;
+  request_.peft.meft.factors = "rosa";
+  request_.peft.rosa.rank = 4;
+  request_.peft.rosa.every_steps = 6;
+  request_.restore_best = false;
+  expect_the_same_on_every_layout();
+  const auto drawn_anew = run("1x1", {1, 1});
+  EXPECT_TRUE(drawn_anew.trained.contains("encoder.3.attention.output.weight")) << "what an event leaves as the rest";
+  request_.peft.rosa.every_steps = 0;
+  request_.peft.rosa.every_epochs = 0;
+  EXPECT_NE(run("drawn once", {1, 1}).losses, drawn_anew.losses);
+}
+
 TEST(MeftCuts, OfARunWithFrozenAndCachedBlocksAreAlike) {
   const TemporaryFolder folder;
   RunRequest request;

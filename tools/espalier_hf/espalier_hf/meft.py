@@ -112,5 +112,7 @@ def attach_meft(model: nn.Module, family: Family, adapter: Adapter) -> set[str]:
     taken = {name for name in adapter.tensors if "_adapter." in name or ".merge." in name}
     if adapter.options.get("factors", "none") == "lora":
         taken |= attach_factors(model, family, adapter, adapter.lora_scale(), "lora")
+    elif adapter.options.get("factors", "none") == "rosa":
+        taken |= attach_factors(model, family, adapter, 1.0, "rosa")
     ReversibleStreams(model, family, adapter)
     return taken
