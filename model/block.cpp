@@ -130,7 +130,8 @@ at::Tensor TransformerBlock::attention_part(const at::Tensor& x, const BlockInpu
     return attend(*cross_attention_, normed, inputs.memory, {{}, inputs.memory_bias}, /*rotary=*/nullptr,
                   DropoutSite::kCrossAttentionWeights, context);
   };
-  return add_branch(y, cross_attention_->norm, cross_branch, nullptr, DropoutSite::kCrossAttentionOutput, context);
+  return add_branch(y, cross_attention_->norm, cross_branch, find_insert(InsertPlace::kAfterCrossAttention),
+                    DropoutSite::kCrossAttentionOutput, context);
 }
 
 at::Tensor TransformerBlock::feed_forward_part(const at::Tensor& x, const ForwardContext& context) const {

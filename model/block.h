@@ -91,7 +91,7 @@ class Insert {
   virtual ~Insert() = default;
   [[nodiscard]] virtual at::Tensor forward(const at::Tensor& x, const ForwardContext& context) const = 0;
 };
-enum class InsertPlace { kAfterAttention, kAfterFeedForward, kParallelToFeedForward };
+enum class InsertPlace { kAfterAttention, kAfterCrossAttention, kAfterFeedForward, kParallelToFeedForward };
 
 class TransformerBlock {
  public:

@@ -4,6 +4,7 @@
 #include <c10/util/accumulate.h>
 #include <spdlog/fmt/fmt.h>
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -14,17 +15,40 @@
 namespace espalier::peft {
 namespace {
 
-/// Where a block gets a bottleneck, in the order of its forward, and the last word of its name.
+/// Where a block gets a bottleneck, and the last word of its name.
 struct Place {
   model::InsertPlace place;
   const char* name;
 };
 
-const std::vector<Place>& places_of(const AdapterConfig& config) {
-  static const std::vector<Place> houlsby = {{model::InsertPlace::kAfterAttention, "after_attention"},
-                                             {model::InsertPlace::kAfterFeedForward, "after_feed_forward"}};
-  static const std::vector<Place> parallel = {{model::InsertPlace::kParallelToFeedForward, "parallel"}};
-  return config.placement == "houlsby" ? houlsby : parallel;
+/// In the order of their dropout sites: the optional place comes last, so that it moves no other's.
+std::vector<Place> places_of(const AdapterConfig& config, const model::BlockSpec& spec) {
+  if (config.placement == "parallel") return {{model::InsertPlace::kParallelToFeedForward, "parallel"}};
+  std::vector<Place> places = {{model::InsertPlace::kAfterAttention, "after_attention"},
+                               {model::InsertPlace::kAfterFeedForward, "after_feed_forward"}};
+  if (config.cross_attention && spec.has_cross_attention) {
+    places.push_back({model::InsertPlace::kAfterCrossAttention, "after_cross_attention"});
+  }
+  return places;
+}
+
+void check_places(const AdapterConfig& config, const model::Backbone& backbone) {
+  if (!config.cross_attention) return;
+  if (config.placement != "houlsby") {
+    throw ConfigError(
+        fmt::format("peft.adapter.cross_attention: expected peft.adapter.placement=houlsby, which stands behind "
+                    "attentions, found {}; leave one of the two out",
+                    config.placement));
+  }
+  const bool has_any = std::any_of(backbone.chain.begin(), backbone.chain.end(), [](const model::LayerPlan& layer) {
+    return layer.block && layer.block->has_cross_attention;
+  });
+  if (!has_any) {
+    throw ConfigError(
+        fmt::format("peft.adapter.cross_attention: expected false for a backbone without cross-attention ({}), found "
+                    "true; T5 and BART have it",
+                    backbone.family->model_type()));
+  }
 }
 
 bool is_norm_of_block(const std::string& role) {
@@ -39,6 +63,8 @@ void describe(OptionTable& table, AdapterConfig& config) {
       .help(
           "houlsby: behind the self-attention and behind the feed-forward of every block. parallel: beside the "
           "feed-forward.");
+  table.add("peft.adapter.cross_attention", config.cross_attention)
+      .help("With placement houlsby: behind the cross-attention of a decoder's blocks too.");
   table.add("peft.adapter.rank", config.rank)
       .at_least(1)
       .help("Width of the bottleneck. Trained scalars grow with it.");
@@ -76,11 +102,12 @@ BottleneckSpec plan_adapter(const AdapterConfig& config, const model::BlockSpec&
 }
 
 std::int64_t count_adapter(const AdapterConfig& config, const model::Backbone& backbone) {
+  check_places(config, backbone);
   std::int64_t count = 0;
   for (const model::LayerPlan& layer : backbone.chain) {
     if (layer.block) {
-      count +=
-          static_cast<std::int64_t>(places_of(config).size()) * count_bottleneck(plan_adapter(config, *layer.block));
+      const auto num_places = static_cast<std::int64_t>(places_of(config, *layer.block).size());
+      count += num_places * count_bottleneck(plan_adapter(config, *layer.block));
     }
   }
   if (config.norms_trained) {
@@ -95,11 +122,12 @@ std::int64_t count_adapter(const AdapterConfig& config, const model::Backbone& b
 AdapterMethod::AdapterMethod(const AdapterConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
                              std::uint64_t seed)
     : ChainMethod(slice, {.first_trained_layer = first_trained_by_blocks(slice.backbone())}), config_(config) {
+  check_places(config_, slice.backbone());
   for (const auto& layer : slice.layers()) {
     const model::LayerPlan& plan = layer->plan();
     if (model::TransformerBlock* block = layer->block()) {
       auto site = static_cast<std::uint32_t>(model::DropoutSite::kFactor);
-      for (const Place& place : places_of(config_)) {
+      for (const Place& place : places_of(config_, block->spec())) {
         auto bottleneck = std::make_shared<Bottleneck>(plan_adapter(config_, block->spec()),
                                                        model::LayerPlace{RandomDomain::kAdapter, plan.index},
                                                        static_cast<model::DropoutSite>(site++));
@@ -121,6 +149,7 @@ AdapterMethod::AdapterMethod(const AdapterConfig& config, model::StageSlice& sli
 
 std::vector<std::pair<std::string, std::string>> AdapterMethod::describe_export() const {
   return {{"placement", nlohmann::json(config_.placement).dump()},
+          {"cross_attention", nlohmann::json(config_.cross_attention).dump()},
           {"rank", nlohmann::json(config_.rank).dump()},
           {"activation", nlohmann::json(config_.activation).dump()},
           {"dropout", nlohmann::json(config_.dropout).dump()},

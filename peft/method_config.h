@@ -62,6 +62,7 @@ struct RosaConfig {
 
 struct AdapterConfig {
   std::string placement = "houlsby";  ///< houlsby | parallel
+  bool cross_attention = false;       ///< behind the cross-attention of decoder blocks too
   std::int64_t rank = 48;
   std::string activation = "model";  ///< the backbone's, or a name
   double dropout = 0;

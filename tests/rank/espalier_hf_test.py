@@ -96,6 +96,8 @@ class EspalierHf(unittest.TestCase):
         for name in ("bert_1", "vit_1", "gpt2_1", "t5_1", "bart_1", "llama_1"):
             self.check(name, "adapter", "--peft.adapter.norms_trained=true")
             self.check(name, "adapter", "--peft.adapter.placement=parallel", "--peft.adapter.activation=relu")
+        for name in ("t5_1", "bart_1"):
+            self.check(name, "adapter", "--peft.adapter.cross_attention=true")
 
     def test_attaches_bitfit_and_lora(self) -> None:
         for name in ("bert_1", "gpt2_1", "vit_1"):

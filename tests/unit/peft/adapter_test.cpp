@@ -6,6 +6,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+
 #include "common/error.h"
 #include "model/dropout.h"
 #include "stages.h"
@@ -120,6 +122,41 @@ TEST(AdapterMethod, ShiftsWhatItReplacesByItsUpperBias) {
   EXPECT_TRUE(at::allclose(parallel.evaluate(make_batch()), full.evaluate(make_batch()), 1e-5, 1e-5));
 }
 
+TEST(AdapterMethod, StandsBehindTheCrossAttentionOfDecoderBlocksWhenAsked) {
+  const auto folder = std::filesystem::path(ESPALIER_SOURCE_DIR) / "tests/golden/bart_1";
+  const TinyModel bart{model::read_backbone(folder, {}), model::open_model_folder(folder)};
+  const auto golden = model::open_safetensors(folder / "golden.safetensors");
+  model::NamedTensors batch;
+  for (const char* name : {"input_ids", "attention_mask", "labels"}) batch[name] = golden->get(name);
+  MethodConfig config = adapter_config("houlsby");
+  const auto without = count_adapter(config.adapter, bart.backbone);
+  config.adapter.cross_attention = true;
+
+  // Of zero matrices the upper bias is left, which adds to the bias of the cross-attention's output.
+  Stages full(bart, {.method = "full"}, 1);
+  const std::string output_bias = "decoder.1.cross_attention.output.bias";
+  const at::Tensor shift = at::arange(full.trained(output_bias).numel()).sin();
+  full.trained(output_bias).detach().add_(shift);
+  const auto wave = [](const at::Tensor& logits) { return at::arange(logits.numel()).sin().view(logits.sizes()); };
+  const Step expected = full.step(batch, {}, wave);
+  for (const int num_stages : {1, 3}) {
+    Stages stages(bart, config, num_stages);
+    std::int64_t count = 0;
+    for (const TrainedTensor& tensor : stages.trained()) {
+      if (tensor.name.find(".adapter.") == std::string::npos) continue;
+      count += tensor.value.numel();
+      tensor.value.detach().zero_();
+    }
+    EXPECT_EQ(count, count_adapter(config.adapter, bart.backbone));
+    EXPECT_EQ(count - without, 2 * (2 * shift.numel() * 4 + 4 + shift.numel())) << "two blocks of the decoder";
+    const std::string up_bias = "decoder.1.adapter.after_cross_attention.up.bias";
+    stages.trained(up_bias).detach().copy_(shift);
+    const Step found = stages.step(batch, {}, wave);
+    EXPECT_TRUE(at::allclose(found.logits, expected.logits, 1e-5, 1e-5));
+    EXPECT_TRUE(at::allclose(found.gradients.at(up_bias), expected.gradients.at(output_bias), 1e-4, 1e-5));
+  }
+}
+
 TEST(AdapterMethod, TrainsTheNormsOfBlocksWhenAsked) {
   const TinyModel tiny = make_tiny({});
   MethodConfig config = adapter_config("houlsby");
@@ -134,7 +171,7 @@ TEST(AdapterMethod, TrainsTheNormsOfBlocksWhenAsked) {
   }
 }
 
-TEST(AdapterMethod, RefusesARankAboveTheWidthAndAnUnknownActivation) {
+TEST(AdapterMethod, RefusesWhatDoesNotFit) {
   const TinyModel tiny = make_tiny({});
   const auto error_of = [&](const AdapterConfig& adapter) -> std::string {
     try {
@@ -147,6 +184,8 @@ TEST(AdapterMethod, RefusesARankAboveTheWidthAndAnUnknownActivation) {
   EXPECT_THAT(error_of({.rank = 17}), HasSubstr("expected at most 16"));
   EXPECT_THAT(error_of({.rank = 4, .activation = "tanh"}), HasSubstr("peft.adapter.activation"));
   EXPECT_EQ(error_of({.rank = 16, .activation = "relu"}), "");
+  EXPECT_THAT(error_of({.cross_attention = true, .rank = 4}), HasSubstr("without cross-attention (bert)"));
+  EXPECT_THAT(error_of({.placement = "parallel", .cross_attention = true, .rank = 4}), HasSubstr("found parallel"));
 }
 
 TEST(AdapterMethod, TellsItsExportWhatItIs) {

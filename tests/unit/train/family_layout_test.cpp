@@ -27,6 +27,7 @@ class FamilyLayouts : public testing::TestWithParam<std::tuple<const char*, cons
     request_.peft.method = method;
     request_.peft.lora.rank = 4;
     request_.peft.adapter.rank = 4;
+    request_.peft.adapter.cross_attention = has_encoder;
     request_.peft.rosa.rank = 4;
     request_.peft.rosa.every_steps = 6;
     request_.peft.lst.reduction = 2;

@@ -85,7 +85,8 @@ def attach_bottlenecks(model: nn.Module, family: Family, adapter: Adapter) -> se
     for stack in family.stacks:
         for number, block in enumerate(blocks_of(model, stack)):
             name = f"{stack.name}.{number}.adapter"
-            for place, role in (("after_attention", "attention.output"), ("after_feed_forward", "feed_forward.down")):
+            for place, role in (("after_attention", "attention.output"), ("after_cross_attention", "cross_attention.output"),
+                                ("after_feed_forward", "feed_forward.down")):
                 if adapter.has(f"{name}.{place}."):
                     follow(block, stack.roles[role], Bottleneck(adapter, f"{name}.{place}", activation))
             if adapter.has(f"{name}.parallel."):
