@@ -21,8 +21,9 @@ transformers.utils.logging.disable_progress_bar()
 
 CLASSES = {"classification": transformers.AutoModelForSequenceClassification, "seq2seq": transformers.AutoModelForSeq2SeqLM,
            "causal_lm": transformers.AutoModelForCausalLM, "image_classification": transformers.AutoModelForImageClassification}
-TASKS = {"bert_1": ("classification",), "roberta_1": ("classification",), "vit_1": ("image_classification",), "t5_1": ("seq2seq", "classification"),
-         "t5_2": ("seq2seq",), "gpt2_1": ("causal_lm", "classification"), "opt_1": ("causal_lm",), "bart_1": ("seq2seq",), "llama_1": ("causal_lm",)}
+TASKS = {"bert_1": "classification", "roberta_1": "classification", "vit_1": "image_classification", "t5_1": "seq2seq", "t5_2": "seq2seq",
+         "bart_1": "seq2seq", "gpt2_1": "causal_lm", "opt_1": "causal_lm", "opt_2": "causal_lm", "llama_1": "causal_lm", "llama_2": "causal_lm",
+         "llama_4": "classification"}
 SMALL = {"lst": ("--peft.lst.reduction=2",), "lora": ("--peft.lora.rank=3",), "rosa": ("--peft.rosa.rank=3",),
          "last": ("--peft.last.rank=4", "--peft.last.heads=2"), "adapter": ("--peft.adapter.rank=4",), "meft": ("--peft.meft.rank=4",)}
 
@@ -35,65 +36,75 @@ class EspalierHf(unittest.TestCase):
         cls.program = Program(ESPALIER, Path(scratch.name))
         cls.number = 0
 
-    def check(self, name: str, method: str, *words: str, implementation: str = "sdpa") -> None:
-        model = GOLDEN / name
-        for task in TASKS[name]:
-            with self.subTest(model=name, task=task, method=method, words=words, implementation=implementation):
-                type(self).number += 1
-                run = self.program.train(f"run{self.number}", model, task, f"--peft.method={method}", *SMALL.get(method, ()), *words)
-                inputs = make_inputs(model, task)
-                adapter = run / "adapter"
-                expected = self.program.predict(model, inputs, f"--adapter={adapter}")
-                options = {"num_labels": 3, "ignore_mismatched_sizes": True} if "classification" in task else {}
-                torch.manual_seed(0)
-                bare = CLASSES[task].from_pretrained(model, attn_implementation=implementation, **options).eval()
-                if getattr(bare.config, "pad_token_id", 0) is None:
-                    bare.config.pad_token_id = 0  # as the program takes it
-                arrays = {key: torch.from_numpy(array) for key, array in inputs.items()}
-                with torch.no_grad():
-                    before = bare(**arrays).logits.numpy()
-                    attached = espalier_hf.attach(bare, adapter)
-                    found = attached(**arrays).logits.numpy()
-                    again = attached(**arrays).logits.numpy()
-                if found.ndim == 3 and "decoder_input_ids" not in inputs:
-                    attended = inputs["attention_mask"].astype(bool)
-                    before, found, again, expected = (each[attended] for each in (before, found, again, expected))
-                scale = float(np.abs(expected).max())
-                self.assertLess(float(np.abs(found - expected).max()) / scale, TOLERANCE)
-                self.assertTrue(np.array_equal(found, again))
-                self.assertGreater(float(np.abs(found - before).max()) / scale, 1e-3)
+    def check(self, name: str, method: str, *words: str, task: str = "", implementation: str = "sdpa") -> None:
+        model, task = GOLDEN / name, task or TASKS[name]
+        with self.subTest(model=name, task=task, method=method, words=words, implementation=implementation):
+            type(self).number += 1
+            run = self.program.train(f"run{self.number}", model, task, f"--peft.method={method}", *SMALL.get(method, ()), *words)
+            inputs = make_inputs(model, task)
+            adapter = run / "adapter"
+            expected = self.program.predict(model, inputs, f"--adapter={adapter}")
+            options = {"num_labels": 3, "ignore_mismatched_sizes": True} if "classification" in task else {}
+            torch.manual_seed(0)
+            bare = CLASSES[task].from_pretrained(model, attn_implementation=implementation, **options).eval()
+            if getattr(bare.config, "pad_token_id", 0) is None:
+                bare.config.pad_token_id = 0  # as the program takes it
+            arrays = {key: torch.from_numpy(array) for key, array in inputs.items()}
+            with torch.no_grad():
+                before = bare(**arrays).logits.numpy()
+                attached = espalier_hf.attach(bare, adapter)
+                found = attached(**arrays).logits.numpy()
+                again = attached(**arrays).logits.numpy()
+            if found.ndim == 3 and "decoder_input_ids" not in inputs:
+                attended = inputs["attention_mask"].astype(bool)
+                before, found, again, expected = (each[attended] for each in (before, found, again, expected))
+            scale = float(np.abs(expected).max())
+            self.assertLess(float(np.abs(found - expected).max()) / scale, TOLERANCE)
+            self.assertTrue(np.array_equal(found, again))
+            self.assertGreater(float(np.abs(found - before).max()) / scale, 1e-3)
 
     def test_attaches_lst(self) -> None:
-        for name in ("bert_1", "roberta_1", "t5_1", "t5_2", "gpt2_1", "vit_1"):
+        for name in ("bert_1", "vit_1", "gpt2_1", "opt_1", "opt_2", "llama_1", "llama_4", "bart_1", "t5_1", "t5_2"):
             self.check(name, "lst")
-        self.check("bert_1", "lst", "--peft.lst.layers=0,2", "--peft.lst.merge_last=true", implementation="eager")
+        for name in ("gpt2_1", "t5_1"):
+            self.check(name, "lst", task="classification")
+        self.check("roberta_1", "lst", "--peft.lst.layers=0,2", "--peft.lst.merge_last=true", implementation="eager")
         self.check("bert_1", "lst", "--peft.lst.fuse=after", "--peft.lst.gate=none", "--peft.lst.ladder_bias=false")
         self.check("gpt2_1", "lst", "--peft.lst.gate=one", "--peft.lst.merge_last=true")
+        self.check("opt_2", "lst", "--peft.lst.merge_last=true", implementation="eager")
+        self.check("llama_2", "lst", "--peft.lst.layers=1", "--peft.lst.fuse=after", implementation="eager")
+        self.check("bart_1", "lst", "--peft.lst.layers=1", "--peft.lst.decoder_layers=1", "--peft.lst.fuse=after", implementation="eager")
         self.check("t5_1", "lst", "--peft.lst.position_bias=backbone", "--peft.lst.layers=1,2", "--peft.lst.gate_temperature=0.7")
         self.check("t5_1", "lst", "--peft.lst.layers=1", "--peft.lst.decoder_layers=1", "--peft.lst.side_initial=random", implementation="eager")
 
     def test_attaches_last(self) -> None:
-        for name in ("bert_1", "vit_1", "gpt2_1", "opt_1", "llama_1"):
+        for name in ("roberta_1", "gpt2_1", "opt_1", "opt_2", "llama_1"):
             self.check(name, "last")
         self.check("bert_1", "last", "--peft.last.group_size=3", "--peft.last.up_bias=true", "--peft.last.qkv_bias=true", implementation="eager")
         self.check("vit_1", "last", "--peft.last.correction=false", "--peft.last.norm_affine=false", "--peft.last.up_deviation=0.1")
 
-    def test_attaches_meft(self) -> None:
-        for variant in (1, 2, 3):
-            self.check("bert_1", "meft", f"--peft.meft.variant={variant}", implementation="eager" if variant == 2 else "sdpa")
+    def test_attaches_meft_around_whole_blocks(self) -> None:
+        for name in ("gpt2_1", "llama_1", "t5_1", "bart_1"):
+            self.check(name, "meft")
+        for name in ("opt_1", "vit_1", "t5_2"):
+            self.check(name, "meft", "--peft.meft.variant=2")
         self.check("roberta_1", "meft", "--peft.meft.merge=concat", "--peft.meft.norm_in_adapter=true")
-        self.check("bert_1", "meft", "--peft.meft.variant=2", "--peft.meft.merge=sum", "--peft.meft.frozen_bottom=1", "--peft.meft.cached_top=1")
+        self.check("bert_1", "meft", "--peft.meft.variant=2", "--peft.meft.merge=sum", "--peft.meft.frozen_bottom=1", "--peft.meft.cached_top=1",
+                   implementation="eager")
         self.check("bert_1", "meft", "--peft.meft.inversion=float", "--peft.meft.lambda=0.5", "--peft.meft.error_limit=1")
-        self.check("gpt2_1", "meft")
-        self.check("opt_1", "meft", "--peft.meft.variant=2")
-        self.check("t5_1", "meft")
+
+    def test_attaches_meft_around_halves_of_blocks(self) -> None:
+        for name in ("bert_1", "vit_1", "gpt2_1", "opt_1", "opt_2", "llama_2"):
+            self.check(name, "meft", "--peft.meft.variant=3")
+        self.check("roberta_1", "meft", "--peft.meft.variant=3", "--peft.meft.frozen_bottom=1", implementation="eager")
+        self.check("llama_1", "meft", "--peft.meft.variant=3", "--peft.meft.merge=concat", implementation="eager")
 
     def test_attaches_lora_and_rosa_inside_meft(self) -> None:
         self.check("bert_1", "meft", "--peft.meft.factors=lora", "--peft.lora.rank=3")
         self.check("bert_1", "meft", "--peft.meft.factors=rosa", "--peft.rosa.rank=3", "--peft.rosa.every_steps=2")
 
     def test_attaches_adapters(self) -> None:
-        for name in ("bert_1", "vit_1", "gpt2_1", "t5_1", "bart_1", "llama_1"):
+        for name in ("bert_1", "roberta_1", "vit_1", "gpt2_1", "opt_1", "t5_1", "bart_1", "llama_1"):
             self.check(name, "adapter", "--peft.adapter.norms_trained=true")
             self.check(name, "adapter", "--peft.adapter.placement=parallel", "--peft.adapter.activation=relu")
         for name in ("t5_1", "bart_1"):
@@ -104,6 +115,7 @@ class EspalierHf(unittest.TestCase):
             self.check(name, "bitfit")
         for name in ("bert_1", "gpt2_1", "t5_1", "llama_1"):
             self.check(name, "lora")
+        self.check("gpt2_1", "lora", task="classification")
 
     def test_attaches_lora_with_biases_and_rosa(self) -> None:
         self.check("gpt2_1", "lora", "--peft.lora.biases=all", "--peft.lora.rank_stabilized=true", "--peft.lora.targets=attention.key,decoder.0.feed_forward.up")

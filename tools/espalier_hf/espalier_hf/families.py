@@ -28,6 +28,9 @@ class Stack:
     roles: dict[str, Spot]
     final_norm: str | None = None
     is_causal: bool = False
+    attention: str | None = None  # path of the self-attention, where a block keeps residual and norm outside it
+    norm_follows: bool = False  # each part of a block ends in its norm, instead of beginning with it
+    projection: str | None = None  # behind the final norm, before the head
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Family:
     stacks: tuple[Stack, ...]
     others: dict[str, str]  # canonical layer and role -> path, from the base model
     head: dict[str, str]  # role -> path, from the whole model
-    side_sizes: tuple[str, ...] = ()  # numbers of the config that a side network divides
+    side_sizes: tuple[str, ...]  # numbers of the config that a side network divides
 
 
 def _spots(**paths: str) -> dict[str, Spot]:
@@ -92,26 +95,28 @@ def family_of(model: nn.Module) -> Family:
     if kind in ("roberta", "xlm-roberta"):
         return _bert({"dense": "classifier.dense", "classifier": "classifier.out_proj"})
     if kind == "vit":
-        return Family((Stack("encoder", "layers", _VIT, "layernorm"),),
+        return Family((Stack("encoder", "layers", _VIT, "layernorm", attention="attention"),),
                       {"embedding.projection": "embeddings.patch_embeddings.projection", "encoder_final.norm": "layernorm"},
                       {"classifier": "classifier"}, _BERT_SIZES)
     if kind == "gpt2":
-        return Family((Stack("decoder", "h", _GPT2, "ln_f", True),),
+        return Family((Stack("decoder", "h", _GPT2, "ln_f", True, "attn"),),
                       {"embedding.token": "wte", "embedding.position": "wpe", "decoder_final.norm": "ln_f"}, {"classifier": "score"},
                       ("n_embd", "n_inner"))
     if kind in ("llama", "mistral"):
-        return Family((Stack("decoder", "layers", _LLAMA, "norm", True),),
-                      {"embedding.token": "embed_tokens", "decoder_final.norm": "norm"}, {"classifier": "score"})
+        return Family((Stack("decoder", "layers", _LLAMA, "norm", True, "self_attn"),),
+                      {"embedding.token": "embed_tokens", "decoder_final.norm": "norm"}, {"classifier": "score"},
+                      ("hidden_size", "intermediate_size", "head_dim"))
     if kind == "opt":
         final = "decoder.final_layer_norm" if config.do_layer_norm_before else None
-        return Family((Stack("decoder", "decoder.layers", _OPT, final, True),),
+        projection = "decoder.project_out" if config.word_embed_proj_dim != config.hidden_size else None
+        return Family((Stack("decoder", "decoder.layers", _OPT, final, True, "self_attn", not config.do_layer_norm_before, projection),),
                       {"embedding.token": "decoder.embed_tokens", "embedding.position": "decoder.embed_positions",
-                       "decoder_final.norm": "decoder.final_layer_norm"}, {"classifier": "score"})
+                       "decoder_final.norm": "decoder.final_layer_norm"}, {"classifier": "score"}, ("hidden_size", "ffn_dim"))
     sequence_head = {"dense": "classification_head.dense", "classifier": "classification_head.out_proj"}
     if kind == "bart":
         return Family((Stack("encoder", "encoder.layers", _BART), Stack("decoder", "decoder.layers", _BART, is_causal=True)),
                       {"embedding.norm": "encoder.layernorm_embedding", "decoder_embedding.norm": "decoder.layernorm_embedding"},
-                      sequence_head)
+                      sequence_head, ("d_model", "encoder_ffn_dim", "decoder_ffn_dim"))
     if kind == "t5":
         return Family((Stack("encoder", "encoder.block", _t5(1, config.is_gated_act), "encoder.final_layer_norm"),
                        Stack("decoder", "decoder.block", _t5(2, config.is_gated_act), "decoder.final_layer_norm", True)),

@@ -9,15 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from espalier_hf.adapter import Adapter, AdapterError
+from espalier_hf.adapter import Adapter
 from espalier_hf.calls import Call, on_input, on_output, state_of
 from espalier_hf.families import Family, Stack, blocks_of, put
 
 
 class LadderSideNetwork:
     def __init__(self, model: nn.Module, family: Family, adapter: Adapter) -> None:
-        if not family.side_sizes:
-            raise AdapterError(f"expected LST on BERT, RoBERTa, ViT, GPT-2 or T5, found it on {model.config.model_type}")
         self.adapter, self.family = adapter, family
         self.reduction = adapter.integer("reduction")
         self.side: torch.Tensor | None = None
@@ -77,14 +75,16 @@ class LadderSideNetwork:
                 read = gate * read + (1 - gate) * state
             return read.to(state.dtype)
 
-        on_output(blocks[-1] if stack.final_norm is None else model.base_model.get_submodule(stack.final_norm), finish)
+        last = stack.projection or stack.final_norm
+        on_output(blocks[-1] if last is None else model.base_model.get_submodule(last), finish)
 
     def side_config(self, block: nn.Module, config: object, stack: Stack) -> object:
         side = copy.deepcopy(config)
         if config.model_type == "gpt2" and side.n_inner is None:
             side.n_inner = 4 * side.n_embd
         for size in self.family.side_sizes:
-            setattr(side, size, getattr(side, size) // self.reduction)
+            if getattr(side, size) is not None:  # a head width may be left to follow from the width
+                setattr(side, size, getattr(side, size) // self.reduction)
         if config.model_type == "t5":
             side.is_decoder = stack.name == "decoder"
         return side
@@ -130,6 +130,8 @@ class LadderSideNetwork:
             call["position_bias"] = output[1] if self.adapter.options["position_bias"] == "backbone" else self.position_bias
         if "encoder_decoder_position_bias" in call:
             call["encoder_decoder_position_bias"] = None
+        if "position_embeddings" in call:  # a narrower head turns with every r-th frequency
+            call["position_embeddings"] = tuple(angles[..., ::self.reduction] for angles in call["position_embeddings"])
         if self.memory is not None and call.get("encoder_hidden_states") is not None:
             call["encoder_hidden_states"] = self.memory
         if type(side_block).__name__ == "ViTLayer":

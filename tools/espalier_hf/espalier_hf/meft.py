@@ -8,14 +8,14 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.activations import ACT2FN
 
 from espalier_hf.adapter import Adapter, AdapterError
-from espalier_hf.calls import arguments_of, state_of, with_state
+from espalier_hf.calls import Call, arguments_of, state_of, with_state
 from espalier_hf.factors import Bottleneck, activation_of, attach_factors, follow, run_beside_feed_forward
 from espalier_hf.families import Family, Stack, blocks_of
 
 OLDER_SHARE = 0.1
-POST_NORM = ("bert", "roberta", "xlm-roberta")
 
 
 class ReversibleStreams:
@@ -26,8 +26,8 @@ class ReversibleStreams:
         self.is_exact = adapter.options["inversion"] == "exact"
         self.one = 2.0 ** adapter.integer("fraction_bits")
         self.streams: tuple[torch.Tensor, torch.Tensor] | None = None
-        if self.variant == 3 and model.config.model_type not in POST_NORM:
-            raise AdapterError(f"expected MEFT3 on BERT or RoBERTa, found it on {model.config.model_type}")
+        if self.variant == 3 and len(family.stacks) > 1:
+            raise AdapterError("expected MEFT3 on a model of one stack, found an encoder and a decoder")
         model.config.use_cache = False
         number_in_chain = 0
         for stack in family.stacks:
@@ -63,8 +63,7 @@ class ReversibleStreams:
             elif self.variant == 2:
                 f, g = between, whole
             else:
-                f = lambda x: state_of(block.attention(x, call.get("attention_mask")))  # noqa: E731
-                g = block.feed_forward_chunk
+                f, g = self.parts_of(block, stack, call)
             y1, y2 = self.couple(f, g)
             self.streams = (y1, y2) if self.variant == 3 else (y2, y1)
             state = self.merge(stack) if is_last else self.read(y2)
@@ -72,6 +71,27 @@ class ReversibleStreams:
 
         plain_module = _Signature(plain)
         block.forward = forward
+
+    def parts_of(self, block: nn.Module, stack: Stack, call: Call) -> tuple[Callable, Callable]:
+        """Attention and feed-forward, each with its residual and its norm."""
+        if stack.attention is None:  # BERT keeps them inside its modules
+            return lambda x: state_of(block.attention(x, call.get("attention_mask"))), block.feed_forward_chunk
+        modules = {role: block.get_submodule(spot.path) for role, spot in stack.roles.items()}
+        others = {name: value for name, value in call.items() if name not in ("hidden_states", "past_key_values", "use_cache")}
+        activation = ACT2FN[activation_of(self.model)]
+
+        def part(branch: Callable, norm: nn.Module) -> Callable:
+            return (lambda x: norm(x + branch(x))) if stack.norm_follows else (lambda x: x + branch(norm(x)))
+
+        def attend(x: torch.Tensor) -> torch.Tensor:
+            return state_of(block.get_submodule(stack.attention)(hidden_states=x, **others))
+
+        def feed_forward(x: torch.Tensor) -> torch.Tensor:
+            up = modules["feed_forward.up"](x)
+            up = activation(modules["feed_forward.gate"](x)) * up if "feed_forward.gate" in modules else activation(up)
+            return modules["feed_forward.down"](up)
+
+        return part(attend, modules["attention.norm"]), part(feed_forward, modules["feed_forward.norm"])
 
     def store(self, x: torch.Tensor) -> torch.Tensor:
         return torch.round(x.float() * self.one).to(torch.int64) if self.is_exact else x.float()
