@@ -122,6 +122,18 @@ class EspalierHf(unittest.TestCase):
         for name in ("roberta_1", "gpt2_1"):
             self.check(name, "rosa", "--peft.rosa.every_steps=2")
 
+    def test_generates_what_the_logits_of_the_whole_text_say(self) -> None:
+        for method in ("last", "lst", "meft"):
+            run = self.program.train(f"generates_{method}", GOLDEN / "gpt2_1", "causal_lm", f"--peft.method={method}", *SMALL[method])
+            model = espalier_hf.attach(CLASSES["causal_lm"].from_pretrained(GOLDEN / "gpt2_1"), run / "adapter")
+            text = torch.from_numpy(make_inputs(GOLDEN / "gpt2_1", "causal_lm")["input_ids"][:1])
+            with self.subTest(method=method), torch.no_grad():
+                found = model.generate(text, attention_mask=torch.ones_like(text), max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)
+                for _ in range(8):
+                    text = torch.cat([text, model(input_ids=text).logits[:, -1:].argmax(-1)], 1)
+                self.assertEqual(found.tolist(), text.tolist())
+                self.assertFalse(model.generation_config.use_cache)
+
     def test_refuses_what_does_not_fit_by_name(self) -> None:
         run = self.program.train("refused", GOLDEN / "bert_1", "classification", "--peft.method=lst", *SMALL["lst"], steps=1)
         other = CLASSES["image_classification"].from_pretrained(GOLDEN / "vit_1")

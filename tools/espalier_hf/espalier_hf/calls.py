@@ -29,6 +29,13 @@ def with_state(output: object, state: torch.Tensor) -> object:
     return (state, *output[1:]) if isinstance(output, tuple) else state
 
 
+def turn_cache_off(model: nn.Module) -> None:
+    """For what keeps no states of earlier tokens: generation then gives the whole text again at every step."""
+    model.config.use_cache = False
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.use_cache = False
+
+
 def on_output(module: nn.Module, change: Callable[[Call, object], object]) -> None:
     """`change` gets the arguments and the output of every call; what it returns, unless None, is the output."""
     module.register_forward_hook(lambda _, args, kwargs, output: change(arguments_of(module, args, kwargs), output), with_kwargs=True)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from espalier_hf.adapter import Adapter, AdapterError
-from espalier_hf.calls import Call, on_input, on_output, state_of, with_state
+from espalier_hf.calls import Call, on_input, on_output, state_of, turn_cache_off, with_state
 from espalier_hf.families import Family, blocks_of
 
 
@@ -22,7 +22,7 @@ class LowRankAttentionSide:
         self.adapter, self.is_causal = adapter, stack.is_causal
         self.sum: torch.Tensor | None = None  # c
         self.delta: torch.Tensor | float = 0.0
-        model.config.use_cache = False
+        turn_cache_off(model)
         blocks = blocks_of(model, stack)
         norm = blocks[0].get_submodule(stack.roles["attention.norm"].path)
         self.epsilon = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from espalier_hf.adapter import Adapter
-from espalier_hf.calls import Call, on_input, on_output, state_of
+from espalier_hf.calls import Call, on_input, on_output, state_of, turn_cache_off
 from espalier_hf.families import Family, Stack, blocks_of, put
 
 
@@ -22,9 +22,7 @@ class LadderSideNetwork:
         self.memory: torch.Tensor | None = None
         self.position_bias: torch.Tensor | None = None
         self.merge_gate = adapter.tensors.get("lst.merge_gate")
-        model.config.use_cache = False  # side states of earlier tokens are not kept
-        if getattr(model, "generation_config", None) is not None:
-            model.generation_config.use_cache = False
+        turn_cache_off(model)
         for stack in family.stacks:
             self.attach_stack(model, stack, is_last=stack is family.stacks[-1])
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers.activations import ACT2FN
 
 from espalier_hf.adapter import Adapter, AdapterError
-from espalier_hf.calls import Call, arguments_of, state_of, with_state
+from espalier_hf.calls import Call, arguments_of, state_of, turn_cache_off, with_state
 from espalier_hf.factors import Bottleneck, activation_of, attach_factors, follow, run_beside_feed_forward
 from espalier_hf.families import Family, Stack, blocks_of
 
@@ -28,7 +28,7 @@ class ReversibleStreams:
         self.streams: tuple[torch.Tensor, torch.Tensor] | None = None
         if self.variant == 3 and len(family.stacks) > 1:
             raise AdapterError("expected MEFT3 on a model of one stack, found an encoder and a decoder")
-        model.config.use_cache = False
+        turn_cache_off(model)
         number_in_chain = 0
         for stack in family.stacks:
             blocks = blocks_of(model, stack)
