@@ -215,6 +215,12 @@ void expect_finite_differences(Stages& stages, const std::string& entry) {
   }
 }
 
+double relative_error(const at::Tensor& found, const at::Tensor& expected) {
+  EXPECT_EQ(found.sizes(), expected.sizes());
+  const at::Tensor wide = expected.to(at::kDouble);
+  return (found.detach().to(at::kDouble) - wide).abs().max().item<double>() / wide.abs().max().item<double>();
+}
+
 std::vector<MethodConfig> all_methods() {
   MethodConfig lst{.method = "lst", .lst = {.reduction = 4}};
   MethodConfig dropped = lst;

@@ -84,6 +84,9 @@ double loss_of(const at::Tensor& logits);
 /// `entry`, in evaluation mode. Requires: a compute type of double.
 void expect_finite_differences(Stages& stages, const std::string& entry);
 
+/// Largest difference over the largest expected number.
+double relative_error(const at::Tensor& found, const at::Tensor& expected);
+
 std::vector<MethodConfig> all_methods();
 
 }  // namespace espalier::peft
