@@ -121,6 +121,8 @@ class OptionTable {
   void check_required() const;
   /// Gives one option a value, as if `origin` had said it. Throws: ConfigError.
   void set(const std::string& key, const std::string& text, OptionSource source, const std::string& origin);
+  /// Gives every option the value and the origin of the option of that key in `other`, where there is one.
+  void take(const OptionTable& other);
 
   /// In the order in which they were first given; the last text given for a key counts.
   [[nodiscard]] const std::vector<ScopedValue>& scoped_values() const { return scoped_values_; }
@@ -130,8 +132,6 @@ class OptionTable {
   [[nodiscard]] std::string print_config() const;
   /// INI text without provenance, sorted: the text whose digest ranks compare.
   [[nodiscard]] std::string canonical_text() const;
-  /// The same of all but the scopes.
-  [[nodiscard]] std::string unscoped_text() const;
   /// Every option grouped by section, at most 100 columns wide.
   [[nodiscard]] std::string help() const;
   /// docs/options.md.

@@ -86,10 +86,6 @@ std::string OptionTable::print_config() const {
 }
 
 std::string OptionTable::canonical_text() const {
-  return unscoped_text() + scopes_text(scoped_values_, /*has_origins=*/false);
-}
-
-std::string OptionTable::unscoped_text() const {
   std::map<std::string_view, std::map<std::string_view, std::string>> sorted;
   for (const auto& option : options_) {
     sorted[option->section()][option->leaf()] = detail::ini_value(option->value_text());
@@ -101,7 +97,7 @@ std::string OptionTable::unscoped_text() const {
       out += fmt::format("{} = {}\n", leaf, value);
     }
   }
-  return out;
+  return out + scopes_text(scoped_values_, /*has_origins=*/false);
 }
 
 std::string OptionTable::help() const {

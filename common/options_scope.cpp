@@ -19,6 +19,15 @@ void OptionTable::set(const std::string& key, const std::string& text, OptionSou
   lookup(key, origin).assign(text, source, origin);
 }
 
+void OptionTable::take(const OptionTable& other) {
+  for (const auto& option : options_) {
+    if (const Option* given = other.find(option->key());
+        given != nullptr && given->source() != OptionSource::kDefault) {
+      option->assign(given->value_text(), given->source(), given->origin());
+    }
+  }
+}
+
 const OptionScope* OptionTable::scope_of(std::string_view key) const {
   const auto found = std::find_if(scopes_.begin(), scopes_.end(), [&](const OptionScope& scope) {
     return key.starts_with(scope.name) && key.substr(scope.name.size()).starts_with('.');

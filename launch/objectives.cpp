@@ -118,7 +118,7 @@ std::vector<ObjectiveOptions> plan_objectives(const OptionTable& table) {
     ObjectiveOptions options{.name = each.name, .run = {}, .adapter_options = {}};
     OptionTable whole;
     describe(whole, options.run);
-    whole.read_text(table.unscoped_text(), "the run's options");
+    whole.take(table);
     for (const ScopedValue& value : each.values) {
       whole.set(value.key, value.text, value.source, value.origin);
     }

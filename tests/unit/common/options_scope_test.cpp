@@ -59,7 +59,13 @@ TEST_F(OptionScopes, AreWrittenSoThatTheyReadBack) {
     EXPECT_EQ(other.canonical_text(), table_.canonical_text());
   }
   EXPECT_THAT(table_.print_config(), HasSubstr("[objective.a]\npeft.rank = 3  # run.ini:4\n"));
-  EXPECT_THAT(table_.unscoped_text(), ::testing::Not(HasSubstr("objective")));
+
+  std::int64_t rank = 1;
+  OptionTable part;
+  part.add("peft.rank", rank);
+  table_.read_text("[peft]\nrank = 5\n", "more.ini");
+  part.take(table_);
+  EXPECT_EQ(part.print_config(), "[peft]\nrank = 5  # more.ini:2\n");
 }
 
 TEST_F(OptionScopes, AreHeldToKnownOptionsAndNames) {
