@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// B batch, T tokens, D width
+// B batch, T tokens, N prompts before them, D width
 #include "model/embedding_layer.h"
 
 #include <ATen/ATen.h>
@@ -39,13 +39,14 @@ void EmbeddingLayer::forward(Carry& carry, const StageInputs& inputs, const Forw
   const bool is_decoder = plan().stack == Stack::kDecoder;
   if (is_decoder) carry["memory"] = carry.at("hidden");
   const auto& ids = inputs.tensors.at(is_decoder ? "decoder_input_ids" : "input_ids");  // [B, T]
-  auto hidden = embed_tokens(ids, context);
+  const auto num_prompts = is_decoder ? 0 : inputs.num_prompts;
+  auto hidden = embed_tokens(ids, is_decoder ? at::Tensor() : inputs.prompts, context);  // [B, N + T, D]
   // The sums run in the order of `transformers`, in place: `hidden` is this function's own.
   if (spec_.num_token_types > 0) {
     const auto types = inputs.tensors.find("token_type_ids");
     hidden.add_(types == inputs.tensors.end() ? token_type_.select(0, 0) : at::embedding(token_type_, types->second));
   }
-  if (spec_.positions != Positions::kNone) hidden.add_(embed_positions(ids, inputs.tensors, context));
+  if (spec_.positions != Positions::kNone) hidden.add_(embed_positions(ids, num_prompts, inputs.tensors, context));
   if (visual_ && inputs.num_visual_tokens > 0 && ids.size(1) > 0) {
     hidden = at::cat({hidden, embed_visual(inputs, context).to(hidden.scalar_type())}, 1);
   }
@@ -61,14 +62,19 @@ at::Tensor EmbeddingLayer::embed_visual(const StageInputs& inputs, const Forward
   return visual_->forward(inputs.tensors, token_, context);
 }
 
-at::Tensor EmbeddingLayer::embed_tokens(const at::Tensor& ids, const ForwardContext& context) const {
+at::Tensor EmbeddingLayer::embed_tokens(const at::Tensor& ids, const at::Tensor& prompts,
+                                        const ForwardContext& context) const {
   auto tokens = at::embedding(token_, ids, spec_.pad_token_id);
   if (spec_.token_scale != 1) tokens = tokens * spec_.token_scale;
+  if (prompts.defined()) {
+    tokens = at::cat({prompts.to(tokens.scalar_type()).unsqueeze(0).expand({ids.size(0), -1, -1}), tokens}, 1);
+  }
   return spec_.token_width > 0 ? projection_.forward(tokens, context) : tokens;
 }
 
-at::Tensor EmbeddingLayer::embed_positions(const at::Tensor& ids, const NamedTensors& tensors,
+at::Tensor EmbeddingLayer::embed_positions(const at::Tensor& ids, std::int64_t num_prompts, const NamedTensors& tensors,
                                            const ForwardContext& context) const {
+  const auto num_tokens = num_prompts + ids.size(1);
   const bool goes_on = context.cache != nullptr && plan().stack != Stack::kEncoder;
   const auto first = spec_.position_offset + (goes_on ? context.cache->num_tokens() : 0);
   switch (spec_.positions) {
@@ -76,14 +82,16 @@ at::Tensor EmbeddingLayer::embed_positions(const at::Tensor& ids, const NamedTen
       if (const auto given = tensors.find("position_ids"); given != tensors.end()) {
         return at::embedding(position_, given->second + spec_.position_offset);
       }
-      return position_.narrow(0, first, ids.size(1));
+      return position_.narrow(0, first, num_tokens);
     case Positions::kFollowPadding:
+      // Before prompts there are no ids to tell padding by: as in `transformers`, every place counts then.
+      if (num_prompts > 0) return position_.narrow(0, spec_.pad_token_id + 1, num_tokens);
       return at::embedding(position_, positions_after_padding(ids, spec_.pad_token_id), spec_.pad_token_id);
     case Positions::kFollowMask: {
       const auto mask = tensors.find("attention_mask");
-      if (mask == tensors.end()) return position_.narrow(0, first, ids.size(1));
+      if (mask == tensors.end()) return position_.narrow(0, first, num_tokens);
       // With a cache the mask covers all tokens, the ids only the last.
-      const auto positions = positions_of_attended(mask->second).slice(1, mask->second.size(1) - ids.size(1));
+      const auto positions = positions_of_attended(mask->second).slice(1, mask->second.size(1) - num_tokens);
       return at::embedding(position_, positions + spec_.position_offset);
     }
     case Positions::kNone:

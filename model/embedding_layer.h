@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// First link of a stack: token, type and position embeddings, visual tokens behind them, norm, dropout. Sets "hidden"
-// [B, T, D]. That of a decoder reads decoder_input_ids, and what the encoder left in "hidden" becomes "memory".
+// First link of a stack: token, type and position embeddings, prompts before and visual tokens behind the words, norm,
+// dropout. Sets "hidden" [B, T, D]. That of a decoder reads decoder_input_ids, and what the encoder left in "hidden"
+// becomes "memory".
 #pragma once
 
 #include <optional>
@@ -23,9 +24,11 @@ class EmbeddingLayer : public Layer {
   [[nodiscard]] at::Tensor embed_visual(const StageInputs& inputs, const ForwardContext& context) const;
 
  private:
-  [[nodiscard]] at::Tensor embed_tokens(const at::Tensor& ids, const ForwardContext& context) const;
-  /// [T, D] or [B, T, D]
-  [[nodiscard]] at::Tensor embed_positions(const at::Tensor& ids, const NamedTensors& tensors,
+  /// ids [B, T], prompts [N, D] or undefined -> [B, N + T, D]
+  [[nodiscard]] at::Tensor embed_tokens(const at::Tensor& ids, const at::Tensor& prompts,
+                                        const ForwardContext& context) const;
+  /// [N + T, D] or [B, N + T, D]
+  [[nodiscard]] at::Tensor embed_positions(const at::Tensor& ids, std::int64_t num_prompts, const NamedTensors& tensors,
                                            const ForwardContext& context) const;
 
   EmbeddingSpec spec_;

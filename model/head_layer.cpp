@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// B batch, T tokens, D width, C labels
+// B batch, T tokens, N prompts, D width, C labels
 #include "model/head_layer.h"
 
 #include <ATen/ATen.h>
@@ -14,11 +14,10 @@ namespace espalier::model {
 
 namespace {
 
-/// Mean over the attended tokens in fp32; a row without any gives zeros.
-at::Tensor mean_over_tokens(const at::Tensor& hidden, const NamedTensors& tensors) {
-  const auto mask = tensors.find("attention_mask");
-  if (mask == tensors.end()) return hidden.mean(1, /*keepdim=*/false, at::kFloat);
-  const auto attended = mask->second.to(at::kFloat).unsqueeze(1);        // [B, 1, T]
+/// Mean over the attended tokens in fp32; a row without any gives zeros. mask [B, T] or undefined.
+at::Tensor mean_over_tokens(const at::Tensor& hidden, const at::Tensor& mask) {
+  if (!mask.defined()) return hidden.mean(1, /*keepdim=*/false, at::kFloat);
+  const auto attended = mask.to(at::kFloat).unsqueeze(1);                // [B, 1, T]
   const auto sum = at::bmm(attended, hidden.to(at::kFloat)).squeeze(1);  // [B, D]
   return sum / attended.sum(-1).clamp_min_(1);
 }
@@ -35,26 +34,31 @@ at::Tensor select_places(const at::Tensor& hidden, const at::Tensor& place) {
   return hidden.index({rows, place}).to(at::kFloat);
 }
 
-at::Tensor pool(const HeadSpec& spec, const at::Tensor& hidden, const NamedTensors& tensors) {
+/// Prompts in front of hidden [B, N + T, D] are tokens like others; a decoder's has none.
+at::Tensor pool(const HeadSpec& spec, const at::Tensor& hidden, bool is_decoder, const StageInputs& inputs) {
+  const auto num_prompts = is_decoder ? 0 : inputs.num_prompts;
+  const auto found = inputs.tensors.find("attention_mask");
+  const at::Tensor mask =
+      found == inputs.tensors.end() ? at::Tensor() : found->second.slice(1, inputs.num_prompts - num_prompts);
   switch (spec.pooling) {
     case Pooling::kFirstToken:
       return hidden.select(1, 0).to(at::kFloat);
     case Pooling::kMean:
-      return mean_over_tokens(hidden, tensors);
+      return mean_over_tokens(hidden, mask);
     case Pooling::kLastToken: {
-      const auto mask = tensors.find("attention_mask");
-      const auto is_token = mask != tensors.end() ? mask->second.ne(0) : tensors.at("input_ids").ne(spec.pad_token_id);
-      return select_places(hidden, last_place(is_token).clamp_min(0));
+      if (mask.defined()) return select_places(hidden, last_place(mask.ne(0)).clamp_min(0));
+      const auto place = last_place(inputs.tensors.at("input_ids").ne(spec.pad_token_id));
+      return select_places(hidden, (place + num_prompts).clamp_min(0));
     }
     case Pooling::kEndOfSequence: {
-      const auto place = last_place(tensors.at("input_ids").eq(spec.eos_token_id));
+      const auto place = last_place(inputs.tensors.at("input_ids").eq(spec.eos_token_id));
       if (place.lt(0).any().item<bool>()) {
         throw ConfigError(
             fmt::format("input_ids: expected an end-of-sequence token ({}) in every row, since the head "
                         "reads its state; found a row without one",
                         spec.eos_token_id));
       }
-      return select_places(hidden, place);
+      return select_places(hidden, place + num_prompts);
     }
   }
   throw InternalError("pool: unknown kind of pooling");
@@ -74,7 +78,7 @@ void HeadLayer::forward(Carry& carry, const StageInputs& inputs, const ForwardCo
   const auto drop = [&](const at::Tensor& x, DropoutSite site) {
     return context.is_training ? dropout(x, spec_.dropout, dropout_key(context, place, site)) : x;
   };
-  auto pooled = pool(spec_, hidden, inputs.tensors);  // [B, D]
+  auto pooled = pool(spec_, hidden, plan().stack == Stack::kDecoder, inputs);  // [B, D]
   if (spec_.drops_pooled) pooled = drop(pooled, DropoutSite::kPooled);
   if (spec_.has_dense) pooled = at::tanh(dense_.forward(pooled, context));
   carry["logits"] = classifier_.forward(drop(pooled, DropoutSite::kClassifier), context);
@@ -89,9 +93,8 @@ void HeadLayer::visit_linears(const std::function<void(const std::string& role, 
   visit("classifier", classifier_);
 }
 
-void LanguageModelHeadLayer::forward(Carry& carry, const StageInputs& /*inputs*/,
-                                     const ForwardContext& /*context*/) const {
-  const auto& hidden = carry.at("hidden");  // [B, T, D]
+void LanguageModelHeadLayer::forward(Carry& carry, const StageInputs& inputs, const ForwardContext& /*context*/) const {
+  const auto hidden = without_prompts(carry.at("hidden"), plan(), inputs);  // [B, T, D]
   const auto scaled = spec_.input_scale == 1 ? hidden : hidden * spec_.input_scale;
   auto logits = at::linear(scaled, weight_.to(hidden.scalar_type()));
   if (spec_.has_bias) logits = logits + bias_.to(hidden.scalar_type());

@@ -161,6 +161,13 @@ void StageSlice::make_trainable(at::Tensor& slot) {
   slot.requires_grad_();
 }
 
+void StageSlice::set_prompts(std::int64_t count, at::Tensor prompts) {
+  ESPALIER_CHECK(backbone_.chain.front().embedding && (range_.first == 0) == prompts.defined(),
+                 "prompts stand before the words of the first slice");
+  num_prompts_ = count;
+  prompts_ = std::move(prompts);
+}
+
 bool StageSlice::has_task_head() const {
   const auto& plan = layers_.back()->plan();
   return plan.head && !plan.head->is_language_model;

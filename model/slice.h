@@ -23,12 +23,17 @@ struct StageInputs {
   at::Tensor decoder_attention_bias;   ///< [B, 1, 1, U], the same of decoder_attention_mask
   at::Tensor rotary_cos, rotary_sin;   ///< [1 or B, 1, T, W] in the compute type, where positions are rotary
   std::int64_t num_visual_tokens = 0;  ///< V, the last of the T; also where `goes_on` and the encoder reads none
+  std::int64_t num_prompts = 0;        ///< N, the first of the T (StageSlice::set_prompts); none where `goes_on`
+  at::Tensor prompts = {};             ///< [N, D] on the first stage
 };
 
 /// The same micro-batch without its images: what the frozen backbone of a side network reads where that alone sees
 /// them.
 StageInputs text_only(StageInputs inputs);
 BatchShape text_only(BatchShape shape);
+
+/// What is left of the states [B, N + T, D] that come out of the stack of `layer` without those of its prompts.
+at::Tensor without_prompts(const at::Tensor& hidden, const LayerPlan& layer, const StageInputs& inputs);
 
 /// Rows and tokens of a micro-batch, as the carry between stages needs them. Requires: inputs as prepare() takes them.
 BatchShape batch_shape(const Backbone& backbone, const NamedTensors& tensors);
@@ -125,6 +130,12 @@ class StageSlice {
   /// task weights are its own, of the head that `backbone` has and drawn by `seed`. Throws: ConfigError as above.
   StageSlice(StageSlice& base, const Backbone& backbone, const WeightSource& weights, std::uint64_t seed);
 
+  /// From now on prepare() puts `count` prompts in front of the words of every row of the first stack: attended, at the
+  /// first positions, of token type 0. `prompts` [count, D] are read where words are embedded, so they are undefined on
+  /// other slices than the first. Requires: a stack that reads ids.
+  void set_prompts(std::int64_t count, at::Tensor prompts);
+  [[nodiscard]] std::int64_t num_prompts() const { return num_prompts_; }
+
   /// Checks one micro-batch, moves it to the device and makes what every layer reads.
   /// Requires: `tensors` on the host, through complete_decoder_inputs(). `goes_on`: these tokens follow cached ones,
   /// masks cover them all, and an encoder has nothing more to read (input_ids [B, 0], vis_feats [B, V, 0]). Throws:
@@ -148,6 +159,8 @@ class StageSlice {
   Backbone backbone_;
   LayerRange range_;
   SliceOptions options_;
+  std::int64_t num_prompts_ = 0;
+  at::Tensor prompts_;
   MappedBytes mapped_;
   std::vector<std::unique_ptr<Layer>> layers_;
 };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the layers of a stage read of a micro-batch: checks, masks, shifted targets, rotary angles, shapes.
-// B batch, T tokens, U target tokens, V visual tokens, F width of their features, W head width
+// B batch, T tokens, U target tokens, V visual tokens, N prompts, F width of their features, W head width
 #include <ATen/ATen.h>
 #include <spdlog/fmt/fmt.h>
 #include <spdlog/fmt/ranges.h>
@@ -32,9 +32,9 @@ void check_ids(const NamedTensors& tensors, const std::string& name, std::int64_
                   name, num_rows - 1, key, lowest < 0 ? lowest : highest));
 }
 
-/// Ids [rows, tokens] and the arrays that must have their shape.
+/// Ids [rows, tokens] and the arrays that must have their shape. `num_prompts`: places before the tokens.
 void check_tokens(const Backbone& backbone, const NamedTensors& tensors, const std::string& name,
-                  std::initializer_list<const char*> companions) {
+                  std::initializer_list<const char*> companions, std::int64_t num_prompts = 0) {
   const auto* ids = find(tensors, name);
   if (ids == nullptr || ids->dim() != 2) {
     throw ConfigError(fmt::format("{}: expected an array [rows, tokens]; found none of that shape", name));
@@ -46,10 +46,11 @@ void check_tokens(const Backbone& backbone, const NamedTensors& tensors, const s
                                     fmt::join(ids->sizes().vec(), ", "), fmt::join(other->sizes().vec(), ", ")));
     }
   }
-  if (backbone.max_positions > 0 && ids->size(1) > backbone.max_positions) {
+  if (backbone.max_positions > 0 && ids->size(1) + num_prompts > backbone.max_positions) {
     throw ConfigError(
-        fmt::format("{}: expected at most {} tokens a row (positions of the model); found {}; shorten the rows", name,
-                    backbone.max_positions, ids->size(1)));
+        fmt::format("{}: expected at most {} tokens a row (positions of the model{}); found {}; shorten the rows", name,
+                    backbone.max_positions - num_prompts,
+                    num_prompts > 0 ? fmt::format(" less {} prompts", num_prompts) : "", ids->size(1)));
   }
   check_ids(tensors, name, backbone.vocab_size, "vocab_size");
 }
@@ -101,13 +102,13 @@ void check_visual(const Backbone& backbone, const NamedTensors& tensors, bool go
   check_ids(tensors, "obj_order_ids", backbone.vocab_size, "vocab_size");
 }
 
-void check_inputs(const Backbone& backbone, const NamedTensors& tensors, bool goes_on) {
+void check_inputs(const Backbone& backbone, const NamedTensors& tensors, std::int64_t num_prompts, bool goes_on) {
   const auto& first = backbone.chain.front();
   if (first.patch_embedding) return check_pixels(*first.patch_embedding, tensors);
   if (goes_on) {
     check_tokens(backbone, tensors, "input_ids", {});
   } else {
-    check_tokens(backbone, tensors, "input_ids", {"attention_mask", "token_type_ids"});
+    check_tokens(backbone, tensors, "input_ids", {"attention_mask", "token_type_ids"}, num_prompts);
   }
   check_visual(backbone, tensors, goes_on);
   if (first.embedding->num_token_types > 0) {
@@ -166,14 +167,33 @@ const RotarySpec* find_rotary(const Backbone& backbone) {
 
 void add_rotary_angles(const RotarySpec& spec, const SliceOptions& options, StageInputs& inputs) {
   const auto* given = find(inputs.tensors, "position_ids");
-  const auto positions = given != nullptr
-                             ? given->to(at::kFloat)
-                             : at::arange(inputs.tensors.at("input_ids").size(1), at::kFloat).unsqueeze(0);  // [1, T]
+  const auto positions =
+      given != nullptr
+          ? given->to(at::kFloat)
+          : at::arange(inputs.num_prompts + inputs.tensors.at("input_ids").size(1), at::kFloat).unsqueeze(0);  // [1, T]
   const auto frequencies = at::tensor(spec.frequencies, at::kDouble).to(at::kFloat);
   const auto half = positions.cpu().unsqueeze(-1) * frequencies;  // [1 or B, T, W/2]
   const auto angles = at::cat({half, half}, -1).unsqueeze(1);     // [1 or B, 1, T, W]
   inputs.rotary_cos = (angles.cos() * spec.scale).to(options.device, options.compute_type);
   inputs.rotary_sin = (angles.sin() * spec.scale).to(options.device, options.compute_type);
+}
+
+/// Makes room for prompts in what stands beside the ids, which stay those of the words. Where the words go on, the
+/// prompts are cached: the mask covers them all the same.
+void add_prompts(std::int64_t count, bool goes_on, NamedTensors& tensors) {
+  const auto in_front = [&](const std::string& name, double value) {
+    if (const auto found = tensors.find(name); found != tensors.end()) {
+      found->second = at::constant_pad_nd(found->second, {count, 0}, value);
+    }
+  };
+  in_front("attention_mask", 1);
+  if (!goes_on) in_front("token_type_ids", 0);
+  if (const auto found = tensors.find("position_ids"); found != tensors.end()) {
+    auto& positions = found->second;
+    positions = positions + count;
+    const auto first = at::arange(count, positions.options()).unsqueeze(0).expand({positions.size(0), count});
+    if (!goes_on) positions = at::cat({first, positions}, 1);
+  }
 }
 
 /// Length of the rows that run through the stack of `layer`.
@@ -238,6 +258,11 @@ CarryPlan plan_chain_carry(const Backbone& backbone, int first_layer, const Batc
   return plan;
 }
 
+at::Tensor without_prompts(const at::Tensor& hidden, const LayerPlan& layer, const StageInputs& inputs) {
+  const bool has_any = inputs.num_prompts > 0 && layer.stack != Stack::kDecoder;
+  return has_any ? hidden.slice(1, inputs.num_prompts) : hidden;
+}
+
 StageInputs text_only(StageInputs inputs) {
   if (inputs.attention_bias.defined()) {
     inputs.attention_bias =
@@ -255,8 +280,13 @@ BatchShape text_only(BatchShape shape) {
 }
 
 StageInputs StageSlice::prepare(NamedTensors tensors, bool goes_on) const {
-  check_inputs(backbone_, tensors, goes_on);
+  check_inputs(backbone_, tensors, num_prompts_, goes_on);
   StageInputs inputs;
+  if (num_prompts_ > 0) add_prompts(num_prompts_, goes_on, tensors);
+  if (!goes_on) {
+    inputs.num_prompts = num_prompts_;
+    inputs.prompts = prompts_;
+  }
   // With a causal stack a left-padded row begins with queries that see padding alone.
   const bool is_causal = backbone_.chain[1].block && backbone_.chain[1].block->is_causal;
   inputs.num_visual_tokens = count_visual(tensors);

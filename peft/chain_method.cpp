@@ -12,7 +12,9 @@
 namespace espalier::peft {
 
 model::CarryPlan ChainMethod::plan_carry(int first_layer, const model::BatchShape& shape) const {
-  auto plan = model::plan_chain_carry(slice_.backbone(), first_layer, shape, slice_.options().compute_type);
+  model::BatchShape whole = shape;
+  if (shape.cached_tokens == 0) whole.tokens += slice_.num_prompts();
+  auto plan = model::plan_chain_carry(slice_.backbone(), first_layer, whole, slice_.options().compute_type);
   for (auto& entry : plan) {
     entry.needs_gradient = entry.name == "position_bias" ? options_.trains_position_bias
                                                          : options_.first_trained_layer < origin_of(entry, first_layer);
@@ -59,7 +61,9 @@ StageResult ChainMethod::forward(model::Carry incoming, const model::StageInputs
   }
   StageResult result = finish_stage(std::move(outputs), std::move(leaves), trained_, keeps_pass);
   if (!keeps_pass) {
-    result.outgoing.emplace("hidden", carry.at("hidden"));
+    // Behind the head, of the words; between stages it is there already.
+    result.outgoing.emplace("hidden",
+                            model::without_prompts(carry.at("hidden"), slice_.backbone().chain.back(), inputs));
   }
   return result;
 }

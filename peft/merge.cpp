@@ -20,6 +20,7 @@ void refuse_unmergeable(std::string_view method) {
       {"lst", "its side network reads the outputs of the backbone's blocks"},
       {"last", "its modules of attention read the outputs of the backbone's blocks"},
       {"adapter", "its bottlenecks have an activation inside, which no matrix equals"},
+      {"prompt", "its vectors stand in front of the words, where no weight is"},
       {"meft", "its blocks run on two streams with bottlenecks inside"}};
   if (const auto reason = reasons.find(method); reason != reasons.end()) {
     throw ConfigError(

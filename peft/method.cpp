@@ -16,6 +16,7 @@
 #include "peft/lst.h"
 #include "peft/meft.h"
 #include "peft/probe.h"
+#include "peft/prompt.h"
 #include "peft/rosa.h"
 
 namespace espalier::peft {
@@ -67,6 +68,11 @@ const std::vector<Entry>& entries() {
          return std::make_unique<BitFitMethod>(slice, weights);
        },
        [](const auto& /*config*/, const auto& backbone) { return count_bitfit(backbone); }},
+      {"prompt", "vectors in front of the words",
+       [](const auto& config, auto& slice, const auto& weights, auto seed) -> std::unique_ptr<Method> {
+         return std::make_unique<PromptMethod>(config.prompt, slice, weights, seed);
+       },
+       [](const auto& config, const auto& backbone) { return count_prompt(config.prompt, backbone); }},
       {"meft", "adapters in a backbone made reversible, whose activations are recomputed",
        [](const auto& config, auto& slice, const auto& weights, auto seed) -> std::unique_ptr<Method> {
          return std::make_unique<MeftMethod>(config, slice, weights, seed);
@@ -125,6 +131,7 @@ void describe(OptionTable& table, MethodConfig& config) {
   describe(table, config.rosa);
   describe(table, config.meft);
   describe(table, config.adapter);
+  describe(table, config.prompt);
 }
 
 std::uint64_t trained_seed(const MethodConfig& config, std::uint64_t seed) {

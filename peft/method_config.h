@@ -85,6 +85,11 @@ struct MeftConfig {
   std::string factors = "none";  ///< none | lora | rosa, inside F and G
 };
 
+struct PromptConfig {
+  std::int64_t tokens = 20;
+  std::string initial = "words";  ///< words | normal
+};
+
 struct MethodConfig {
   std::string method = "lst";
   std::int64_t seed = -1;  ///< of what trains; -1: the run's
@@ -94,6 +99,7 @@ struct MethodConfig {
   RosaConfig rosa = {};
   AdapterConfig adapter = {};
   MeftConfig meft = {};
+  PromptConfig prompt = {};
 };
 
 }  // namespace espalier::peft

@@ -86,12 +86,14 @@ class Prompt {
   model::NamedTensors inputs_;
 };
 
-void check(const model::Backbone& backbone, const SearchConfig& config, const Prompt& prompt) {
+/// `num_prompts`: trained vectors before the words of a prompt.
+void check(const model::Backbone& backbone, std::int64_t num_prompts, const SearchConfig& config,
+           const Prompt& prompt) {
   if (!backbone.head().is_language_model) {
     throw ConfigError(fmt::format("{}: expected a model that generates text (T5, BART, OPT, GPT-2, Llama), found {}",
                                   backbone.folder.string(), backbone.family->model_type()));
   }
-  const auto prompt_tokens = backbone.is_encoder_decoder() ? 1 : prompt.inputs().at("input_ids").size(1);
+  const auto prompt_tokens = backbone.is_encoder_decoder() ? 1 : num_prompts + prompt.inputs().at("input_ids").size(1);
   if (backbone.max_positions > 0 && prompt_tokens + config.max_new_tokens > backbone.max_positions) {
     throw ConfigError(
         fmt::format("generate.max_new_tokens: expected at most {} (positions of the model less the {} of the longest "
@@ -110,7 +112,7 @@ std::vector<TokenIds> generate(Worker& worker, const SearchConfig& config, const
   const bool is_last = worker.place().is_last_stage();
 
   Prompt prompt(backbone, prompts);
-  check(backbone, config, prompt);
+  check(backbone, worker.slice().num_prompts(), config, prompt);
   const SearchTokens special{backbone.eos_token_ids, backbone.pad_token_id, backbone.forced_first_token_id,
                              backbone.forced_last_token_id};
   TokenSearch search(config, prompt.texts(), special);

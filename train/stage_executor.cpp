@@ -149,7 +149,8 @@ model::Carry StageExecutor::generate_step(const MicroBatch& micro_batch, model::
   auto result = run_forward(micro_batch, context, /*keeps_pass=*/false);
   finish_sends();
   const auto& shape = micro_batch.shape;
-  cache.advance(slice_.backbone().is_encoder_decoder() ? shape.target_tokens : shape.tokens);
+  const auto num_prompts = cache.num_tokens() == 0 ? slice_.num_prompts() : 0;  // read once, before the words
+  cache.advance(slice_.backbone().is_encoder_decoder() ? shape.target_tokens : num_prompts + shape.tokens);
   return mesh_.place.is_last_stage() ? std::move(result.outgoing) : model::Carry{};
 }
 

@@ -25,7 +25,8 @@ TASKS = {"bert_1": "classification", "roberta_1": "classification", "vit_1": "im
          "bart_1": "seq2seq", "gpt2_1": "causal_lm", "opt_1": "causal_lm", "opt_2": "causal_lm", "llama_1": "causal_lm", "llama_2": "causal_lm",
          "llama_4": "classification"}
 SMALL = {"lst": ("--peft.lst.reduction=2",), "lora": ("--peft.lora.rank=3",), "rosa": ("--peft.rosa.rank=3",),
-         "last": ("--peft.last.rank=4", "--peft.last.heads=2"), "adapter": ("--peft.adapter.rank=4",), "meft": ("--peft.meft.rank=4",)}
+         "last": ("--peft.last.rank=4", "--peft.last.heads=2"), "adapter": ("--peft.adapter.rank=4",), "meft": ("--peft.meft.rank=4",),
+         "prompt": ("--peft.prompt.tokens=3",)}
 
 
 class EspalierHf(unittest.TestCase):
@@ -102,6 +103,10 @@ class EspalierHf(unittest.TestCase):
     def test_attaches_lora_and_rosa_inside_meft(self) -> None:
         self.check("bert_1", "meft", "--peft.meft.factors=lora", "--peft.lora.rank=3")
         self.check("bert_1", "meft", "--peft.meft.factors=rosa", "--peft.rosa.rank=3", "--peft.rosa.every_steps=2")
+
+    def test_attaches_prompts(self) -> None:
+        for name in ("bert_1", "roberta_1", "gpt2_1", "opt_1", "llama_1", "t5_1", "bart_1"):
+            self.check(name, "prompt")
 
     def test_attaches_adapters(self) -> None:
         for name in ("bert_1", "roberta_1", "vit_1", "gpt2_1", "opt_1", "t5_1", "bart_1", "llama_1"):

@@ -238,10 +238,10 @@ class Merged(Case):
         self.assertEqual(plain.dtype, torch.float16)
 
     def test_is_refused_for_methods_that_are_no_change_of_weights(self) -> None:
-        for method in ("lst", "last", "adapter", "meft"):
+        for method in ("lst", "last", "adapter", "meft", "prompt"):
             with self.subTest(method=method):
                 folder = self.program.train(f"no-{method}", GOLDEN / "bert_1", "classification", f"--peft.method={method}",
-                                            "--peft.lst.reduction=2", "--peft.adapter.rank=4", steps=1)
+                                            "--peft.lst.reduction=2", "--peft.adapter.rank=4", "--peft.prompt.tokens=3", steps=1)
                 self.assertIn(f"peft.method={method}", self.program.export(folder, "--format=merged", expected_code=2))
 
     def test_never_writes_over_a_folder(self) -> None:

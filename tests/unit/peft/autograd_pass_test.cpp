@@ -58,7 +58,8 @@ TEST(AutogradPass, SendsBackOnlyWhatSomeoneBelowNeeds) {
   const std::map<std::string, std::vector<std::string>> expected = {
       {"lst", {"side.hidden"}}, {"last", {"side.delta"}}, {"lora", {"hidden"}},
       {"rosa", {"hidden"}},     {"full", {"hidden"}},     {"probe", {}},
-      {"adapter", {"hidden"}},  {"bitfit", {"hidden"}},   {"meft", {"stream_1", "stream_2"}}};
+      {"adapter", {"hidden"}},  {"bitfit", {"hidden"}},   {"meft", {"stream_1", "stream_2"}},
+      {"prompt", {"hidden"}}};
   for (const MethodConfig& config : all_methods()) {
     for (const auto& names : Stages(tiny, config, 3).step(make_batch(), training_context()).sent_back) {
       EXPECT_EQ(names, expected.at(config.method)) << config.method;

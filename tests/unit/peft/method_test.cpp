@@ -33,6 +33,7 @@ TEST(TrainedCount, OfMiniLmIsThatOfTheReference) {
   expect({.method = "lora"}, 73'728);
   expect({.method = "lst"}, 317'814);
   expect({.method = "probe"}, 0);
+  expect({.method = "prompt"}, 20 * 384);
   expect({.method = "bitfit"}, 174'338 - 148'610);
   const std::int64_t bottleneck = 2 * 384 * 48 + 48 + 384;
   expect({.method = "adapter"}, 12 * bottleneck);

@@ -248,6 +248,7 @@ std::vector<MethodConfig> all_methods() {
           meft,
           mirrored,
           halved,
+          {.method = "prompt", .prompt = {.tokens = 3}},
           {.method = "bitfit"},
           {.method = "full"},
           {.method = "probe"}};

@@ -29,6 +29,7 @@ class FamilyLayouts : public testing::TestWithParam<std::tuple<const char*, cons
     request_.peft.adapter.rank = 4;
     request_.peft.adapter.cross_attention = has_encoder;
     request_.peft.rosa.rank = 4;
+    request_.peft.prompt.tokens = 4;
     request_.peft.rosa.every_steps = 6;
     request_.peft.lst.reduction = 2;
     // One of them learns from the backbone's predictions too.
@@ -51,7 +52,8 @@ INSTANTIATE_TEST_SUITE_P(Baselines, FamilyLayouts,
                          testing::Values(std::tuple("t5", "lora"), std::tuple("llama", "lora"),
                                          std::tuple("t5", "adapter"), std::tuple("t5", "rosa"),
                                          std::tuple("gpt2", "rosa"), std::tuple("opt", "adapter"),
-                                         std::tuple("bart", "bitfit"), std::tuple("vit", "bitfit")),
+                                         std::tuple("bart", "bitfit"), std::tuple("vit", "bitfit"),
+                                         std::tuple("t5", "prompt"), std::tuple("gpt2", "prompt")),
                          [](const auto& tested) {
                            return std::string(std::get<0>(tested.param)) + "_" + std::get<1>(tested.param);
                          });

@@ -170,6 +170,7 @@ TEST_P(GenerationByMethod, GoesOnFromItsCachesAsIfAllWereReadAgain) {
       peft.method = method;
       peft.lst.reduction = 2;
       peft.last.rank = peft.lora.rank = peft.adapter.rank = peft.meft.rank = 4;
+      peft.prompt.tokens = 4;
       Worker worker(config, {communicator, nullptr, communicator.rank()});
       stir(worker.method());
       const auto texts = generate(worker, greedy, prompts);
@@ -181,10 +182,10 @@ TEST_P(GenerationByMethod, GoesOnFromItsCachesAsIfAllWereReadAgain) {
 
 INSTANTIATE_TEST_SUITE_P(Causal, GenerationByMethod,
                          testing::Combine(testing::Values("gpt2_1", "opt_1", "llama_1"),
-                                          testing::Values("lora", "adapter", "lst", "last", "meft")));
+                                          testing::Values("lora", "adapter", "lst", "last", "meft", "prompt")));
 INSTANTIATE_TEST_SUITE_P(EncoderDecoder, GenerationByMethod,
                          testing::Combine(testing::Values("t5_1", "bart_1"),
-                                          testing::Values("lora", "adapter", "lst", "meft")));
+                                          testing::Values("lora", "adapter", "lst", "meft", "prompt")));
 
 TEST(GenerationFolders, AreThereForEveryGeneratingFamily) {
   std::map<std::string, int> count;

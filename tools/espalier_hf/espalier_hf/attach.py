@@ -13,6 +13,7 @@ from espalier_hf.families import family_of, put_plain
 from espalier_hf.last import LowRankAttentionSide
 from espalier_hf.lst import LadderSideNetwork
 from espalier_hf.meft import attach_meft
+from espalier_hf.prompt import attach_prompts
 
 
 def attach(model: nn.Module, adapter: Adapter | str | Path) -> nn.Module:
@@ -34,6 +35,8 @@ def attach(model: nn.Module, adapter: Adapter | str | Path) -> nn.Module:
         taken = attach_bottlenecks(model, family, adapter)
     elif adapter.method == "meft":
         taken = attach_meft(model, family, adapter)
+    elif adapter.method == "prompt":
+        taken = attach_prompts(model, adapter)
     elif adapter.method == "lst":
         LadderSideNetwork(model, family, adapter)
         taken = {name for name in adapter.tensors if name.startswith("lst.")}
@@ -41,7 +44,7 @@ def attach(model: nn.Module, adapter: Adapter | str | Path) -> nn.Module:
         LowRankAttentionSide(model, family, adapter)
         taken = {name for name in adapter.tensors if name.startswith("last.")}
     elif adapter.method not in ("bitfit", "probe"):
-        raise AdapterError(f"expected lora, rosa, adapter, bitfit, lst, last, meft or probe, found {adapter.method}")
+        raise AdapterError(f"expected lora, rosa, adapter, bitfit, prompt, lst, last, meft or probe, found {adapter.method}")
     for name, value in adapter.tensors.items():
         if name not in taken:
             put_plain(model, family, name, value)
