@@ -25,6 +25,14 @@ CASES = {
     "lst": (["--peft.method=lst"], None, ("lora", 0.55)),
     "lst, backbone dropout off": (["--peft.method=lst", "--peft.lst.backbone_dropout=false"], None, ("lora", 0.45)),
     "probe": (["--peft.method=probe", "--model.pooling=mean"], None, None),
+    # Aims: short PyTorch versions of these methods, measured once beside that LoRA.
+    "bitfit": (["--peft.method=bitfit"], None, ("lora", 1.00)),
+    "rosa": (["--peft.method=rosa"], None, ("lora", 1.04)),
+    "meft, rank 8": (["--peft.method=meft"], None, ("lora", 1.76)),
+    "meft, rank 64": (["--peft.method=meft", "--peft.meft.rank=64"], None, ("lora", 1.77)),
+    "last": (["--peft.method=last"], None, None),
+    "adapter": (["--peft.method=adapter"], None, None),
+    "prompt": (["--peft.method=prompt"], None, None),
 }
 
 
@@ -98,6 +106,7 @@ def main() -> None:
     parser.add_argument("--espalier", type=Path, default=ROOT / "build/release/bin/espalier")
     parser.add_argument("--model", type=Path, default=ROOT / ".cache/quickstart/minilm")
     parser.add_argument("--data", type=Path, default=ROOT / ".cache/quickstart/reviews.h5")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--steps", type=int, default=25, help="steps of each process")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
@@ -108,12 +117,14 @@ def main() -> None:
         return
 
     reference: dict[str, list[float]] = {"lora": [], "full": []}
-    own: dict[str, list[float]] = {name: [] for name in CASES}
+    cases = {name: CASES[name] for name in arguments.cases}
+    own: dict[str, list[float]] = {name: [] for name in cases}
     peaks: dict[str, int] = {}
     for _ in range(arguments.rounds):
-        for name, (options, reference_method, _) in CASES.items():
-            if reference_method:
-                reference[reference_method] += run_reference(reference_method, arguments)
+        for method in reference:
+            if any(method in (reference_method, aim and aim[0]) for _, reference_method, aim in cases.values()):
+                reference[method] += run_reference(method, arguments)
+        for name, (options, _, _) in cases.items():
             seconds, peaks[name] = run_espalier(options, arguments)
             own[name] += seconds
 
@@ -121,7 +132,7 @@ def main() -> None:
     print(f"{processor_name()}, {arguments.threads} threads, commit {commit}, batch 32 x 64, fp32, median s/step\n")
     print("| method | Espalier s/step | transformers + peft s/step | ratio | aim | peak MiB |")
     print("|---|---|---|---|---|---|")
-    for name, (_, reference_method, aim) in CASES.items():
+    for name, (_, reference_method, aim) in cases.items():
         seconds = statistics.median(own[name])
         beside = f"{statistics.median(reference[reference_method]):.3f}" if reference_method else "-"
         ratio = f"{seconds / statistics.median(reference[aim[0]]):.2f} of {aim[0]}" if aim else "-"

@@ -12,7 +12,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = ["lst", "lora", "full", "probe"]
+# name -> (which file in configs/, further options)
+METHODS = {
+    **{name: (name, []) for name in ("full", "lora", "rosa", "adapter", "bitfit", "prompt", "lst", "last", "meft", "probe")},
+    "meft_64": ("meft", ["--peft.meft.rank=64"]),
+}
 
 
 def run(method: str, seed: int, arguments: argparse.Namespace) -> dict:
@@ -20,8 +24,9 @@ def run(method: str, seed: int, arguments: argparse.Namespace) -> dict:
     folder = arguments.folder / f"{method}_{seed}"
     summary = folder / "summary.json"
     if not summary.exists() or json.loads(summary.read_text())["is_stopped"]:
-        command = [str(arguments.espalier), "train", "--config", f"configs/minilm_{method}_reviews.ini", f"--run.folder={folder}",
-                   f"--train.seed={seed}", "--parallel.stages=1", f"--parallel.threads={arguments.threads}", *arguments.option]
+        config, options = METHODS[method]
+        command = [str(arguments.espalier), "train", "--config", f"configs/minilm_{config}_reviews.ini", f"--run.folder={folder}",
+                   f"--train.seed={seed}", "--parallel.stages=1", f"--parallel.threads={arguments.threads}", *options, *arguments.option]
         subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     return json.loads(summary.read_text())
 
@@ -30,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--espalier", type=Path, default=ROOT / "build/release/bin/espalier")
     parser.add_argument("--folder", type=Path, default=ROOT / "run/quality", help="where the runs are kept")
-    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--option", action="append", default=[], help="further flag of espalier train, e.g. --option=--train.epochs=1")
