@@ -179,8 +179,13 @@ void LastNetwork::climb(std::size_t place, const Tap& tap, const model::StageInp
   // The sum has no gradient, and the updates are kept apart from it, so that nothing large is ever subtracted.
   const at::Tensor sum = side.at(sum_name_) + state;
   at::Tensor delta = side["delta"];
+  StateRecipe recipe;  // the state that the group's first module reads is kept for all of them
   for (const Module& module : modules) {
-    const at::Tensor added = update(module, delta.defined() ? sum + delta : sum, *plan.block, inputs, context);
+    const at::Tensor x = delta.defined() ? sum + delta : sum;
+    if (!recipe.base.defined()) recipe.base = x;
+    const at::Tensor mixed = mix(module, x, recipe, *plan.block, inputs, context);  // [B, T, R]
+    const at::Tensor added = module.up.forward(mixed, context);
+    recipe.terms.push_back({mixed, module.up.weight, module.up.bias});
     delta = delta.defined() ? delta + added : added;
   }
   if (static_cast<int>(plan.index) < last_block_) {
@@ -191,9 +196,10 @@ void LastNetwork::climb(std::size_t place, const Tap& tap, const model::StageInp
   }
 }
 
-at::Tensor LastNetwork::update(const Module& module, const at::Tensor& x, const model::BlockSpec& spec,
-                               const model::StageInputs& inputs, const model::ForwardContext& context) const {
-  const auto parts = normed_linear(x, module.norm, module.qkv).chunk(3, -1);  // [B, T, R]
+at::Tensor LastNetwork::mix(const Module& module, const at::Tensor& x, const StateRecipe& recipe,
+                            const model::BlockSpec& spec, const model::StageInputs& inputs,
+                            const model::ForwardContext& context) const {
+  const auto parts = normed_linear(x, recipe, module.norm, module.qkv).chunk(3, -1);  // [B, T, R]
   const at::Tensor q = split_heads(parts[0], config_.heads);
   std::pair<at::Tensor, at::Tensor> keys_values = {split_heads(parts[1], config_.heads),
                                                    split_heads(parts[2], config_.heads)};
@@ -204,8 +210,7 @@ at::Tensor LastNetwork::update(const Module& module, const at::Tensor& x, const 
   options.scale = 1 / std::sqrt(static_cast<double>(q.size(3)));
   options.is_causal = spec.is_causal && q.size(2) == keys_values.first.size(2);
   options.key_bias = inputs.attention_bias;
-  const at::Tensor mixed = model::attention(q, keys_values.first, keys_values.second, {}, options);
-  return module.up.forward(mixed.transpose(1, 2).flatten(2), context);  // [B, T, D]
+  return model::attention(q, keys_values.first, keys_values.second, {}, options).transpose(1, 2).flatten(2);
 }
 
 at::Tensor LastNetwork::read_out(const model::Layer& head, const Tap& /*tap*/, const model::StageInputs& inputs,

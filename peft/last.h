@@ -10,6 +10,7 @@
 
 #include "common/options.h"
 #include "model/attention_cache.h"
+#include "peft/normed_linear.h"
 #include "peft/side_network.h"
 
 namespace espalier::peft {
@@ -51,8 +52,10 @@ class LastNetwork final : public SideNetwork {
 
   Module add_module(const model::LayerPlan& block, std::int64_t number, std::uint64_t seed);
   at::Tensor add(const std::string& name, const at::Tensor& value);
-  [[nodiscard]] at::Tensor update(const Module& module, const at::Tensor& x, const model::BlockSpec& spec,
-                                  const model::StageInputs& inputs, const model::ForwardContext& context) const;
+  /// What a module's attention mixes, [B, T, R], of x [B, T, D], which `recipe` makes again.
+  [[nodiscard]] at::Tensor mix(const Module& module, const at::Tensor& x, const StateRecipe& recipe,
+                               const model::BlockSpec& spec, const model::StageInputs& inputs,
+                               const model::ForwardContext& context) const;
   [[nodiscard]] at::ScalarType side_type() const;
 
   LastConfig config_;

@@ -20,12 +20,14 @@ std::optional<at::Tensor> if_given(const at::Tensor& tensor) {
 }
 
 struct NormedLinear : torch::autograd::Function<NormedLinear> {
+  /// `made_of`: base, then narrow, weight and bias of every term.
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const std::optional<at::Tensor>& norm_weight,
                             const std::optional<at::Tensor>& norm_bias, const at::Tensor& weight,
-                            const std::optional<at::Tensor>& bias, double epsilon) {
-    const auto [normed, mean, deviation] = at::native_layer_norm(x, {x.size(-1)}, norm_weight, norm_bias, epsilon);
-    ctx->save_for_backward(
-        {x, norm_weight.value_or(at::Tensor()), norm_bias.value_or(at::Tensor()), weight, mean, deviation});
+                            const std::optional<at::Tensor>& bias, double epsilon, const variable_list& made_of) {
+    const at::Tensor normed = std::get<0>(at::native_layer_norm(x, {x.size(-1)}, norm_weight, norm_bias, epsilon));
+    variable_list saved = {norm_weight.value_or(at::Tensor()), norm_bias.value_or(at::Tensor()), weight};
+    saved.insert(saved.end(), made_of.begin(), made_of.end());
+    ctx->save_for_backward(std::move(saved));
     ctx->saved_data["epsilon"] = epsilon;
     ctx->saved_data["has_bias"] = bias.has_value();
     return at::linear(normed, weight, bias.value_or(at::Tensor()));
@@ -33,29 +35,43 @@ struct NormedLinear : torch::autograd::Function<NormedLinear> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
-    const at::Tensor &x = saved[0], &norm_weight = saved[1], &norm_bias = saved[2], &weight = saved[3];
+    const at::Tensor &norm_weight = saved[0], &norm_bias = saved[1], &weight = saved[2];
+    at::Tensor x = saved[3];
+    for (std::size_t term = 4; term < saved.size(); term += 3) {
+      x = x + at::linear(saved[term], saved[term + 1], saved[term + 2]);
+    }
     const at::Tensor gradient = grads[0].contiguous();
     const std::int64_t width = x.size(-1);
-    const at::Tensor normed = std::get<0>(at::native_layer_norm(x, {width}, if_given(norm_weight), if_given(norm_bias),
-                                                                ctx->saved_data["epsilon"].toDouble()));
+    const auto [normed, mean, deviation] = at::native_layer_norm(x, {width}, if_given(norm_weight), if_given(norm_bias),
+                                                                 ctx->saved_data["epsilon"].toDouble());
     const at::Tensor rows = gradient.reshape({-1, gradient.size(-1)});                                   // [B, O]
     const at::Tensor weight_gradient = at::mm(rows.t(), normed.reshape({-1, width}));                    // [O, D]
     const at::Tensor bias_gradient = ctx->saved_data["has_bias"].toBool() ? rows.sum(0) : at::Tensor();  // [O]
     const at::Tensor normed_gradient = at::mm(rows, weight).view(x.sizes());
     const auto [x_gradient, norm_weight_gradient, norm_bias_gradient] = at::native_layer_norm_backward(
-        normed_gradient, x, {width}, saved[4], saved[5], if_given(norm_weight), if_given(norm_bias),
+        normed_gradient, x, {width}, mean, deviation, if_given(norm_weight), if_given(norm_bias),
         {ctx->needs_input_grad(0), norm_weight.defined(), norm_bias.defined()});
-    return {x_gradient, norm_weight_gradient, norm_bias_gradient, weight_gradient, bias_gradient, {}};
+    variable_list gradients = {x_gradient,      norm_weight_gradient, norm_bias_gradient,
+                               weight_gradient, bias_gradient,        {}};
+    gradients.resize(gradients.size() + saved.size() - 3);  // none for what x is made of
+    return gradients;
   }
 };
 
 }  // namespace
 
-at::Tensor normed_linear(const at::Tensor& x, const model::Norm& norm, const model::Linear& linear) {
+at::Tensor normed_linear(const at::Tensor& x, const StateRecipe& recipe, const model::Norm& norm,
+                         const model::Linear& linear) {
   ESPALIER_CHECK(norm.kind == model::NormKind::kLayerNorm);
   const auto cast = [&](const at::Tensor& weight) { return weight.defined() ? weight.to(x.scalar_type()) : weight; };
+  variable_list made_of = {recipe.base.detach()};
+  for (const LowRankTerm& term : recipe.terms) {
+    for (const at::Tensor& part : {term.narrow, term.weight, term.bias}) {
+      made_of.push_back(part.defined() ? cast(part).detach() : part);
+    }
+  }
   return NormedLinear::apply(x, if_given(cast(norm.weight)), if_given(cast(norm.bias)), cast(linear.weight),
-                             if_given(cast(linear.bias)), norm.epsilon);
+                             if_given(cast(linear.bias)), norm.epsilon, made_of);
 }
 
 }  // namespace espalier::peft

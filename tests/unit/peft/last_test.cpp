@@ -142,10 +142,37 @@ TEST(NormedLinear, IsTheNormAndTheLinearInSequence) {
   const at::Tensor x = leaf({2, 3, 6}, 5);
   const at::Tensor direction = leaf({2, 3, 5}, 6).detach();
   const std::vector<at::Tensor> inputs = {x, norm.weight, norm.bias, linear.weight, linear.bias};
-  const at::Tensor found = normed_linear(x, norm, linear), expected = linear.forward(norm.forward(x), {});
+  const at::Tensor found = normed_linear(x, {x}, norm, linear), expected = linear.forward(norm.forward(x), {});
   EXPECT_TRUE(at::equal(found, expected));
   const auto gradients = torch::autograd::grad({found}, inputs, {direction});
   const auto expected_gradients = torch::autograd::grad({expected}, inputs, {direction});
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    EXPECT_TRUE(at::allclose(gradients[i], expected_gradients[i], 1e-12, 1e-12)) << i;
+  }
+}
+
+TEST(NormedLinear, KeepsWhatItsStateIsMadeOfInItsPlace) {
+  const auto draw = [](at::IntArrayRef sizes, double phase) {
+    return (at::arange(c10::multiply_integers(sizes), at::kDouble) * 0.37 + phase).sin().view(sizes);
+  };
+  model::Norm norm{model::NormKind::kLayerNorm, 1e-5, 6, draw({6}, 1), draw({6}, 2)};
+  model::Linear linear(6, 5, /*bias_wanted=*/false);
+  linear.weight = draw({5, 6}, 3).requires_grad_();
+  norm.weight.requires_grad_();
+  norm.bias.requires_grad_();
+  const at::Tensor base = draw({2, 3, 6}, 5).requires_grad_(), narrow = draw({2, 3, 2}, 6).requires_grad_();
+  const at::Tensor up = draw({6, 2}, 7).requires_grad_(), up_bias = draw({6}, 8).requires_grad_();
+  at::Tensor x = base + at::linear(narrow, up, up_bias);
+  const std::vector<at::Tensor> inputs = {base, narrow, up, up_bias, norm.weight, norm.bias, linear.weight};
+  const at::Tensor expected = linear.forward(norm.forward(x), {});
+  const at::Tensor direction = draw({2, 3, 5}, 9);
+  const auto expected_gradients = torch::autograd::grad({expected}, inputs, {direction}, /*retain_graph=*/true);
+  x = base + at::linear(narrow, up, up_bias);
+  const at::Tensor found = normed_linear(x, {base, {{narrow, up, up_bias}}}, norm, linear);
+  EXPECT_TRUE(at::equal(found, expected));
+  EXPECT_EQ(x.storage().use_count(), 1) << "the state itself is kept";
+  x.reset();
+  const auto gradients = torch::autograd::grad({found}, inputs, {direction});
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     EXPECT_TRUE(at::allclose(gradients[i], expected_gradients[i], 1e-12, 1e-12)) << i;
   }
