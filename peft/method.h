@@ -93,7 +93,7 @@ class ImportanceStart {
 /// What trains towards one loss. With several, each has its own tensors, its own head and its own loss, and none knows
 /// of the others.
 struct Objective {
-  std::string name;                                             ///< empty for the only one
+  std::string name = {};                                        ///< empty for the only one
   int first_trained = 0, end_trained = 0;                       ///< its range of trained()
   ImportanceStart* importance_start = nullptr;                  ///< null: starts without looking at the data
   std::vector<std::pair<std::string, std::string>> facts = {};  ///< as describe_export()
