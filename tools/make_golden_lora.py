@@ -11,16 +11,15 @@ the first step, and every trained value after the last. tests/unit/peft/lora_gol
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import peft
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import BertForSequenceClassification
 
-GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
+from golden_file import GOLDEN, write_or_check
+
 STEPS, LEARNING_RATE, WEIGHT_DECAY = 5, 1e-3, 0.01
-TOLERANCE = 1e-5
 CASES = {
     "plain": {"r": 4, "lora_alpha": 4, "target_modules": ["query", "value"]},
     "scaled": {"r": 3, "lora_alpha": 16, "target_modules": ["query", "value"]},
@@ -86,20 +85,5 @@ def make() -> dict[str, torch.Tensor]:
     return {name: tensor.contiguous() for name, tensor in written.items()}
 
 
-def main() -> int:
-    torch.set_num_threads(1)
-    file = GOLDEN / "lora_1" / "golden.safetensors"
-    made = make()
-    if "--check" in sys.argv[1:]:
-        stored = load_file(file)
-        differing = sorted(name for name in made.keys() | stored.keys() if name not in made or name not in stored or not torch.allclose(
-            made[name], stored[name], rtol=TOLERANCE, atol=TOLERANCE))
-        print("\n".join(f"{file}: {name} differs" for name in differing))
-        return 1 if differing else 0
-    file.parent.mkdir(exist_ok=True)
-    save_file(made, file)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check("lora_1", make))

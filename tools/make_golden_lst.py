@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.nn.functional import gelu, linear, relu
 from transformers import T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Attention
 
-GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
+from golden_file import GOLDEN, write_or_check
+
 REDUCTION = 2
-TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -178,20 +177,5 @@ def make() -> dict[str, torch.Tensor]:
     return {f"{name}.{key}": tensor.detach().float().contiguous() for name, case in CASES.items() for key, tensor in make_case(case).items()}
 
 
-def main() -> int:
-    torch.set_num_threads(1)
-    file = GOLDEN / "lst_1" / "golden.safetensors"
-    made = make()
-    if "--check" in sys.argv[1:]:
-        stored = load_file(file)
-        differing = sorted(name for name in made.keys() | stored.keys() if name not in made or name not in stored or not torch.allclose(
-            made[name], stored[name], rtol=TOLERANCE, atol=TOLERANCE))
-        print("\n".join(f"{file}: {name} differs" for name in differing))
-        return 1 if differing else 0
-    file.parent.mkdir(exist_ok=True)
-    save_file(made, file)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check("lst_1", make))

@@ -11,15 +11,14 @@ compares logits, loss and the gradients of adapters and classifier.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import BertForSequenceClassification
 
-GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
+from golden_file import GOLDEN, write_or_check
+
 RANK = 4
-TOLERANCE = 1e-5
 SCALES = {1: (0.1, 1.0), 2: (1.0, 0.1), 3: (0.1, 0.1)}  # lambda, beta
 ADAPTERS = {1: ("ffn_adapter", "rev_adapter"), 2: ("ffn_adapter", "rev_adapter"), 3: ("attn_adapter", "ffn_adapter")}
 
@@ -96,20 +95,5 @@ def make() -> dict[str, torch.Tensor]:
     return {name: tensor.detach().float().contiguous() for name, tensor in written.items()}
 
 
-def main() -> int:
-    torch.set_num_threads(1)
-    file = GOLDEN / "meft_1" / "golden.safetensors"
-    made = make()
-    if "--check" in sys.argv[1:]:
-        stored = load_file(file)
-        differing = sorted(name for name in made.keys() | stored.keys() if name not in made or name not in stored or not torch.allclose(
-            made[name], stored[name], rtol=TOLERANCE, atol=TOLERANCE))
-        print("\n".join(f"{file}: {name} differs" for name in differing))
-        return 1 if differing else 0
-    file.parent.mkdir(exist_ok=True)
-    save_file(made, file)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check("meft_1", make))

@@ -10,16 +10,15 @@ tests/golden/<family>_1: prompts, logits of the words' places, loss and the prom
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import torch
 from peft import PromptTuningConfig, TaskType, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
-GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
+from golden_file import GOLDEN, write_or_check
+
 NUM_PROMPTS = 5
-TOLERANCE = 1e-5
 KINDS = {
     "bert": TaskType.SEQ_CLS,
     "roberta": TaskType.SEQ_CLS,
@@ -64,20 +63,5 @@ def make() -> dict[str, torch.Tensor]:
     return written
 
 
-def main() -> int:
-    torch.set_num_threads(1)
-    file = GOLDEN / "prompt_1" / "golden.safetensors"
-    made = make()
-    if "--check" in sys.argv[1:]:
-        stored = load_file(file)
-        differing = sorted(name for name in made.keys() | stored.keys() if name not in made or name not in stored or not torch.allclose(
-            made[name], stored[name], rtol=TOLERANCE, atol=TOLERANCE))
-        print("\n".join(f"{file}: {name} differs" for name in differing))
-        return 1 if differing else 0
-    file.parent.mkdir(exist_ok=True)
-    save_file(made, file)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check("prompt_1", make))

@@ -12,15 +12,14 @@ tests/unit/peft/rosa_golden_test compares them.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import RobertaForSequenceClassification
 
-GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
+from golden_file import GOLDEN, write_or_check
+
 DIRECTIONS = [1, 4, 5, 10]
-TOLERANCE = 1e-5
 
 
 class SplitLinear(torch.nn.Module):
@@ -79,20 +78,5 @@ def make() -> dict[str, torch.Tensor]:
             for name, tensor in written.items()}
 
 
-def main() -> int:
-    torch.set_num_threads(1)
-    file = GOLDEN / "rosa_1" / "golden.safetensors"
-    made = make()
-    if "--check" in sys.argv[1:]:
-        stored = load_file(file)
-        differing = sorted(name for name in made.keys() | stored.keys() if name not in made or name not in stored or not torch.allclose(
-            made[name], stored[name], rtol=TOLERANCE, atol=TOLERANCE))
-        print("\n".join(f"{file}: {name} differs" for name in differing))
-        return 1 if differing else 0
-    file.parent.mkdir(exist_ok=True)
-    save_file(made, file)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check("rosa_1", make))
