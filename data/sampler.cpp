@@ -64,7 +64,7 @@ void check(const DataConfig& config, std::int64_t num_rows) {
 void describe(OptionTable& table, DataConfig& config) {
   table.add("data.path", config.path).help("Dataset file that tools/prepare.py wrote (docs/dataset_format.md).");
   table.add("data.label_column", config.label_column)
-      .help("Further label column of the file (prepare.py --label-column) that is learned. Empty: its labels.");
+      .help("Further label column of the file (prepare.py --extra-label) that is learned. Empty: its labels.");
   table.add("data.global_batch_size", config.global_batch_size)
       .unit("rows")
       .at_least(1)
