@@ -25,11 +25,11 @@ check_format() {
 # Two names of one folder that live in anonymous namespaces must differ for that.
 check_tidy() {
   local units=build/tidy
-  [ -f build/cpu/compile_commands.json ] || cmake --preset cpu >/dev/null
+  [ -f build/debug/compile_commands.json ] || cmake --preset debug >/dev/null  # the one preset that names each source
   rm -rf "$units"
   mkdir -p "$units"
   # clang cannot read gcc's precompiled header, so it goes without. Sources of parts that this build leaves out (CUDA, NCCL) are not read.
-  python3 - build/cpu/compile_commands.json "$units" "${sources[@]}" <<'PYTHON'
+  python3 - build/debug/compile_commands.json "$units" "${sources[@]}" <<'PYTHON'
 import json, os, re, shlex, sys
 database, units, sources = sys.argv[1], os.path.abspath(sys.argv[2]), set(sys.argv[3:])
 layer = re.compile(r"(common|dist|data|model|peft|optim|checkpoint|train|launch)/.*\.cpp$")

@@ -20,7 +20,7 @@ namespace espalier::data {
 namespace {
 
 // One split as plain vectors; write() makes the file, so that a test can damage any part of it.
-struct PlainSplit {
+struct StoredSplit {
   std::vector<std::int32_t> input_ids = {2, 10, 11, 3, 2, 3, 2, 10, 11, 12, 13, 14, 15, 16, 17, 3};
   std::vector<std::int64_t> input_offsets = {0, 4, 6, 16};
   std::optional<std::vector<std::uint8_t>> token_type_ids;
@@ -31,14 +31,14 @@ struct PlainSplit {
   std::string labels_name = "labels";
 };
 
-struct PlainFile {
+struct StoredFile {
   std::map<std::string, std::string> texts = {{"task", "classification"},
                                               {"label_names", R"(["bad", "fair", "good"])"},
                                               {"tokenizer_digest", "sha256:aa"},
                                               {"source_digest", "sha256:bb"}};
   std::map<std::string, std::int64_t> numbers = {
       {"format_version", 1}, {"num_labels", 3}, {"pad_token_id", 7}, {"vocab_size", 20}, {"max_length", 16}};
-  std::map<std::string, PlainSplit> splits = {{"train", {}}};
+  std::map<std::string, StoredSplit> splits = {{"train", {}}};
 };
 
 template <typename T>
@@ -55,7 +55,7 @@ class DatasetTest : public testing::Test {
   }
   void TearDown() override { std::filesystem::remove_all(folder_); }
 
-  Dataset open(const PlainFile& plain, const std::function<void(Hdf5File&)>& damage = nullptr) {
+  Dataset open(const StoredFile& plain, const std::function<void(Hdf5File&)>& damage = nullptr) {
     Hdf5File file = Hdf5File::create(path_);
     for (const auto& [name, value] : plain.texts) {
       file.write_attribute("/", name, value);
@@ -88,7 +88,7 @@ class DatasetTest : public testing::Test {
   }
 
   // The file must be refused with a sentence that names it and each of `pieces`.
-  void expect_refusal(const PlainFile& plain, const std::vector<std::string>& pieces,
+  void expect_refusal(const StoredFile& plain, const std::vector<std::string>& pieces,
                       const std::function<void(Hdf5File&)>& damage = nullptr) {
     try {
       (void)open(plain, damage);
@@ -102,8 +102,8 @@ class DatasetTest : public testing::Test {
   }
 
   // `change` damages the good file in one place.
-  void expect_refusal_after(const std::function<void(PlainFile&)>& change, const std::vector<std::string>& pieces) {
-    PlainFile plain;
+  void expect_refusal_after(const std::function<void(StoredFile&)>& change, const std::vector<std::string>& pieces) {
+    StoredFile plain;
     change(plain);
     expect_refusal(plain, pieces);
   }
@@ -168,7 +168,7 @@ TEST_F(DatasetTest, PadsToAFixedLengthAndCutsToTheMaximum) {
 }
 
 TEST_F(DatasetTest, GivesTokenTypesOnlyIfTheFileHasThem) {
-  PlainFile plain;
+  StoredFile plain;
   plain.splits["train"].token_type_ids = std::vector<std::uint8_t>{0, 0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1};
   const Dataset dataset = open(plain);
   const NamedTensors batch = dataset.split("train").collate({0, 1}, 3, 4, 0);
@@ -177,7 +177,7 @@ TEST_F(DatasetTest, GivesTokenTypesOnlyIfTheFileHasThem) {
 }
 
 TEST_F(DatasetTest, GivesNumbersAsLabelsOfARegression) {
-  PlainFile plain;
+  StoredFile plain;
   plain.texts["task"] = "regression";
   plain.texts["label_names"] = "[]";
   plain.numbers["num_labels"] = 1;
@@ -188,7 +188,7 @@ TEST_F(DatasetTest, GivesNumbersAsLabelsOfARegression) {
 }
 
 TEST_F(DatasetTest, KeepsTheSplitsApart) {
-  PlainFile plain;
+  StoredFile plain;
   plain.splits["test"].input_ids[1] = 19;
   plain.splits["validation"].classes = {0, 0, 0};
   const Dataset dataset = open(plain);
@@ -216,60 +216,60 @@ TEST_F(DatasetTest, RefusesWhatIsNoDatasetFile) {
 
 TEST_F(DatasetTest, RefusesAttributesThatAreMissingOrWrong) {
   for (const char* name : {"task", "label_names", "tokenizer_digest", "source_digest"}) {
-    expect_refusal_after([&](PlainFile& file) { file.texts.erase(name); }, {name, "found none"});
+    expect_refusal_after([&](StoredFile& file) { file.texts.erase(name); }, {name, "found none"});
   }
   for (const char* name : {"format_version", "num_labels", "pad_token_id", "vocab_size", "max_length"}) {
-    expect_refusal_after([&](PlainFile& file) { file.numbers.erase(name); }, {name, "found none"});
-    expect_refusal_after([&](PlainFile& file) { file.numbers[name] = -5; }, {name, "-5"});
+    expect_refusal_after([&](StoredFile& file) { file.numbers.erase(name); }, {name, "found none"});
+    expect_refusal_after([&](StoredFile& file) { file.numbers[name] = -5; }, {name, "-5"});
   }
-  expect_refusal_after([](PlainFile& file) { file.numbers["format_version"] = 2; },
+  expect_refusal_after([](StoredFile& file) { file.numbers["format_version"] = 2; },
                        {"format_version", "expected 1, found 2"});
-  expect_refusal_after([](PlainFile& file) { file.texts["task"] = "poetry"; },
+  expect_refusal_after([](StoredFile& file) { file.texts["task"] = "poetry"; },
                        {"task", "one of classification, regression", "'poetry'"});
-  expect_refusal_after([](PlainFile& file) { file.texts["label_names"] = "[1, 2, 3]"; },
+  expect_refusal_after([](StoredFile& file) { file.texts["label_names"] = "[1, 2, 3]"; },
                        {"label_names", "JSON list of texts"});
-  expect_refusal_after([](PlainFile& file) { file.texts["label_names"] = "[\"a\""; },
+  expect_refusal_after([](StoredFile& file) { file.texts["label_names"] = "[\"a\""; },
                        {"label_names", "JSON list of texts"});
-  expect_refusal_after([](PlainFile& file) { file.texts["label_names"] = "[\"a\"]"; },
+  expect_refusal_after([](StoredFile& file) { file.texts["label_names"] = "[\"a\"]"; },
                        {"label_names", "3 names", "1 names"});
-  expect_refusal_after([](PlainFile& file) { file.numbers["num_labels"] = 1; }, {"num_labels", "at least 2"});
-  expect_refusal_after([](PlainFile& file) { file.numbers["pad_token_id"] = 20; },
+  expect_refusal_after([](StoredFile& file) { file.numbers["num_labels"] = 1; }, {"num_labels", "at least 2"});
+  expect_refusal_after([](StoredFile& file) { file.numbers["pad_token_id"] = 20; },
                        {"pad_token_id", "below vocab_size (20)"});
 }
 
 TEST_F(DatasetTest, RefusesArraysThatContradictEachOther) {
-  using Change = std::function<void(PlainSplit&)>;
+  using Change = std::function<void(StoredSplit&)>;
   const std::vector<std::pair<Change, std::vector<std::string>>> cases = {
-      {[](PlainSplit& split) { split.input_offsets[0] = 1; }, {"train/input_offsets", "0 as the first"}},
-      {[](PlainSplit& split) { split.input_offsets[1] = 7; }, {"train/input_offsets", "row 1", "7 and 6"}},
-      {[](PlainSplit& split) { split.input_offsets[1] = 6; }, {"train/input_offsets", "row 1 to have at least 1"}},
-      {[](PlainSplit& split) { split.input_offsets[1] = std::numeric_limits<std::int64_t>::min(); },
+      {[](StoredSplit& split) { split.input_offsets[0] = 1; }, {"train/input_offsets", "0 as the first"}},
+      {[](StoredSplit& split) { split.input_offsets[1] = 7; }, {"train/input_offsets", "row 1", "7 and 6"}},
+      {[](StoredSplit& split) { split.input_offsets[1] = 6; }, {"train/input_offsets", "row 1 to have at least 1"}},
+      {[](StoredSplit& split) { split.input_offsets[1] = std::numeric_limits<std::int64_t>::min(); },
        {"train/input_offsets", "row 0"}},
-      {[](PlainSplit& split) { split.input_offsets[3] = 17; }, {"train/input_offsets", "16 as the last", "17"}},
-      {[](PlainSplit& split) { split.input_offsets = {0}; }, {"train/input_offsets", "at least one row"}},
-      {[](PlainSplit& split) { split.input_ids[5] = 20; }, {"train/input_ids", "[0, 20)", "found 20"}},
-      {[](PlainSplit& split) { split.input_ids[5] = -1; }, {"train/input_ids", "[0, 20)", "found -1"}},
-      {[](PlainSplit& split) { split.input_ids.pop_back(); }, {"train/input_offsets", "15 as the last"}},
-      {[](PlainSplit& split) { split.token_type_ids = std::vector<std::uint8_t>(15); },
+      {[](StoredSplit& split) { split.input_offsets[3] = 17; }, {"train/input_offsets", "16 as the last", "17"}},
+      {[](StoredSplit& split) { split.input_offsets = {0}; }, {"train/input_offsets", "at least one row"}},
+      {[](StoredSplit& split) { split.input_ids[5] = 20; }, {"train/input_ids", "[0, 20)", "found 20"}},
+      {[](StoredSplit& split) { split.input_ids[5] = -1; }, {"train/input_ids", "[0, 20)", "found -1"}},
+      {[](StoredSplit& split) { split.input_ids.pop_back(); }, {"train/input_offsets", "15 as the last"}},
+      {[](StoredSplit& split) { split.token_type_ids = std::vector<std::uint8_t>(15); },
        {"train/token_type_ids", "16 elements"}},
-      {[](PlainSplit& split) { split.classes[2] = 3; }, {"train/labels", "[0, 3)", "3 in row 2"}},
-      {[](PlainSplit& split) { split.classes[0] = -1; }, {"train/labels", "[0, 3)", "-1 in row 0"}},
-      {[](PlainSplit& split) { split.classes.push_back(0); }, {"train/labels", "3 elements", "found 4"}},
-      {[](PlainSplit& split) { split.labels_name = "label"; }, {"train/labels"}},
-      {[](PlainSplit& split) { split.id_offsets[2] = 0; }, {"train/id_offsets", "row 1"}},
-      {[](PlainSplit& split) {
+      {[](StoredSplit& split) { split.classes[2] = 3; }, {"train/labels", "[0, 3)", "3 in row 2"}},
+      {[](StoredSplit& split) { split.classes[0] = -1; }, {"train/labels", "[0, 3)", "-1 in row 0"}},
+      {[](StoredSplit& split) { split.classes.push_back(0); }, {"train/labels", "3 elements", "found 4"}},
+      {[](StoredSplit& split) { split.labels_name = "label"; }, {"train/labels"}},
+      {[](StoredSplit& split) { split.id_offsets[2] = 0; }, {"train/id_offsets", "row 1"}},
+      {[](StoredSplit& split) {
          split.id_offsets = {0, 1, 4};
        },
        {"train/id_offsets", "4 elements"}},
-      {[](PlainSplit& split) { split.id_bytes.pop_back(); }, {"train/id_offsets", "3 as the last"}},
+      {[](StoredSplit& split) { split.id_bytes.pop_back(); }, {"train/id_offsets", "3 as the last"}},
   };
   for (const auto& [change, pieces] : cases) {
-    expect_refusal_after([&change = change](PlainFile& file) { change(file.splits["train"]); }, pieces);
+    expect_refusal_after([&change = change](StoredFile& file) { change(file.splits["train"]); }, pieces);
   }
 }
 
 TEST_F(DatasetTest, RefusesTargetsThatAreNotFinite) {
-  PlainFile plain;
+  StoredFile plain;
   plain.texts["task"] = "regression";
   plain.texts["label_names"] = "[]";
   plain.numbers["num_labels"] = 1;
@@ -278,7 +278,7 @@ TEST_F(DatasetTest, RefusesTargetsThatAreNotFinite) {
 }
 
 TEST_F(DatasetTest, RefusesObjectsThatAreMissingUnknownOrOfTheWrongType) {
-  PlainFile no_splits;
+  StoredFile no_splits;
   no_splits.splits.clear();
   expect_refusal(no_splits, {"at least one of the groups"});
   const std::vector<std::int32_t> few = {0, 1, 2};
@@ -295,7 +295,7 @@ TEST_F(DatasetTest, RefusesObjectsThatAreMissingUnknownOrOfTheWrongType) {
   expect_refusal({}, {"test/input_ids", "a list of int32", "[1, 3]"}, [&](Hdf5File& file) {
     file.write("test/input_ids", Hdf5Type::kInt32, {1, 3}, few.data());
   });
-  PlainFile regression_of_classes;
+  StoredFile regression_of_classes;
   regression_of_classes.texts["task"] = "regression";
   regression_of_classes.texts["label_names"] = "[]";
   regression_of_classes.splits["train"].labels_name = "token_type_ids";

@@ -21,14 +21,6 @@ MethodConfig last_config(LastConfig last = {.rank = 4}) {
   return {.method = "last", .last = last};
 }
 
-/// Moves every trained tensor off its start, so that no term is too small to be seen.
-void stir(const Stages& stages) {
-  for (const TrainedTensor& tensor : stages.trained()) {
-    const at::Tensor value = tensor.value.detach();
-    value.add_((at::arange(value.numel()) + 1).view(value.sizes()).sin(), 0.3);
-  }
-}
-
 /// The recurrence as published: u_0 = z_0, u_i = F_i(u_{i-1} + z_i), out = u_m - (z_0 + ... + z_{m-1}), of a BERT.
 at::Tensor last_state_by_the_book(const Stages& stages, const std::vector<at::Tensor>& z, const LastConfig& config,
                                   const at::Tensor& mask) {
@@ -63,7 +55,7 @@ TEST(LastNetwork, ComputesThePublishedRecurrence) {
        {LastConfig{.rank = 4}, LastConfig{.rank = 4, .group_size = 2, .modules_per_group = 3, .heads = 2},
         LastConfig{.rank = 2, .modules_per_group = 1, .correction = false}}) {
     Stages stages(tiny, last_config(last), 2, in_double);
-    stir(stages);
+    stir(stages, 0.3);
     const at::Tensor state = last_state_by_the_book(stages, z, last, make_batch().at("attention_mask"));
     const auto linear = [&](const std::string& name, const at::Tensor& x) {
       return at::linear(x, stages.trained(name + ".weight").to(at::kDouble),
@@ -126,7 +118,7 @@ TEST(LastNetwork, AgreesWithFiniteDifferences) {
   const TinyModel tiny = make_tiny({.num_blocks = 3, .dropout = 0});
   const MethodConfig config = last_config({.rank = 4, .heads = 2, .up_bias = true, .qkv_bias = true});
   Stages stages(tiny, config, 2, {.compute_type = at::kDouble});
-  stir(stages);
+  stir(stages, 0.3);
   expect_finite_differences(stages, "side.delta");
 }
 

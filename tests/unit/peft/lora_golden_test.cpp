@@ -19,12 +19,12 @@ constexpr double kTolerance = 1e-5;
 constexpr int kNumSteps = 5;
 constexpr double kLearningRate = 1e-3;
 
-struct GoldenCase {
+struct LoraCase {
   const char* name;
   LoraConfig lora;
 };
 
-class LoraGolden : public testing::TestWithParam<GoldenCase> {};
+class LoraGolden : public testing::TestWithParam<LoraCase> {};
 
 TEST_P(LoraGolden, FirstStepAndFiveStepsOfAdamWAreThoseOfPeft) {
   const auto folder = std::filesystem::path(ESPALIER_SOURCE_DIR) / "tests/golden";
@@ -79,13 +79,13 @@ TEST_P(LoraGolden, FirstStepAndFiveStepsOfAdamWAreThoseOfPeft) {
 
 INSTANTIATE_TEST_SUITE_P(
     Cases, LoraGolden,
-    testing::Values(GoldenCase{"plain", {.rank = 4, .alpha = 4}}, GoldenCase{"scaled", {.rank = 3, .alpha = 16}},
-                    GoldenCase{"everywhere",
-                               {.rank = 2,
-                                .alpha = 6,
-                                .rank_stabilized = true,
-                                .targets = {"attention.query", "attention.key", "attention.value", "attention.output",
-                                            "feed_forward.up", "feed_forward.down"}}}),
+    testing::Values(LoraCase{"plain", {.rank = 4, .alpha = 4}}, LoraCase{"scaled", {.rank = 3, .alpha = 16}},
+                    LoraCase{"everywhere",
+                             {.rank = 2,
+                              .alpha = 6,
+                              .rank_stabilized = true,
+                              .targets = {"attention.query", "attention.key", "attention.value", "attention.output",
+                                          "feed_forward.up", "feed_forward.down"}}}),
     [](const auto& tested) { return std::string(tested.param.name); });
 
 }  // namespace

@@ -21,13 +21,13 @@ struct Precision {
 // In fp32 the rounding of the backbone's states comes through where a gradient is a small sum of large terms.
 constexpr std::array<Precision, 2> kPrecisions = {{{at::kDouble, 1e-5}, {at::kFloat, 1e-4}}};
 
-struct GoldenCase {
+struct LstCase {
   const char* name;
   const char* model;
   LstConfig lst;
 };
 
-class LstGolden : public testing::TestWithParam<GoldenCase> {};
+class LstGolden : public testing::TestWithParam<LstCase> {};
 
 TEST_P(LstGolden, LogitsLossAndGradientsAreThoseOfPyTorch) {
   const auto folder = std::filesystem::path(ESPALIER_SOURCE_DIR) / "tests/golden";
@@ -76,14 +76,14 @@ TEST_P(LstGolden, LogitsLossAndGradientsAreThoseOfPyTorch) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, LstGolden,
-                         testing::Values(GoldenCase{"default", "t5_1", {.reduction = 2, .layers = {1, 2}}},
-                                         GoldenCase{"other",
-                                                    "t5_2",
-                                                    {.reduction = 2,
-                                                     .decoder_layers = {0, 2},
-                                                     .gate_temperature = 0.5,
-                                                     .fuse = "after",
-                                                     .merge_last = true}}),
+                         testing::Values(LstCase{"default", "t5_1", {.reduction = 2, .layers = {1, 2}}},
+                                         LstCase{"other",
+                                                 "t5_2",
+                                                 {.reduction = 2,
+                                                  .decoder_layers = {0, 2},
+                                                  .gate_temperature = 0.5,
+                                                  .fuse = "after",
+                                                  .merge_last = true}}),
                          [](const auto& tested) { return std::string(tested.param.name); });
 
 }  // namespace

@@ -3,10 +3,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "common/error.h"
@@ -18,49 +15,40 @@ namespace {
 using nlohmann::json;
 using ::testing::HasSubstr;
 
-model::Backbone plan(const json& config) {
-  const auto folder = std::filesystem::temp_directory_path() / ("espalier_meft_" + std::to_string(::getpid()));
-  std::filesystem::create_directories(folder);
-  std::ofstream(folder / "config.json") << config.dump();
-  auto backbone = model::read_backbone(folder, {});
-  std::filesystem::remove_all(folder);
-  return backbone;
-}
-
 model::Backbone bert(const char* type, int width, int heads, int layers, int vocabulary) {
-  return plan({{"model_type", type},
-               {"hidden_size", width},
-               {"num_attention_heads", heads},
-               {"intermediate_size", 4 * width},
-               {"num_hidden_layers", layers},
-               {"vocab_size", vocabulary},
-               {"max_position_embeddings", 514},
-               {"pad_token_id", 1}});
+  return plan_config({{"model_type", type},
+                      {"hidden_size", width},
+                      {"num_attention_heads", heads},
+                      {"intermediate_size", 4 * width},
+                      {"num_hidden_layers", layers},
+                      {"vocab_size", vocabulary},
+                      {"max_position_embeddings", 514},
+                      {"pad_token_id", 1}});
 }
 
 model::Backbone opt(int width, int layers) {
-  return plan({{"model_type", "opt"},
-               {"hidden_size", width},
-               {"num_attention_heads", 32},
-               {"ffn_dim", 4 * width},
-               {"num_hidden_layers", layers},
-               {"vocab_size", 50272},
-               {"max_position_embeddings", 2048},
-               {"word_embed_proj_dim", width},
-               {"do_layer_norm_before", true}});
+  return plan_config({{"model_type", "opt"},
+                      {"hidden_size", width},
+                      {"num_attention_heads", 32},
+                      {"ffn_dim", 4 * width},
+                      {"num_hidden_layers", layers},
+                      {"vocab_size", 50272},
+                      {"max_position_embeddings", 2048},
+                      {"word_embed_proj_dim", width},
+                      {"do_layer_norm_before", true}});
 }
 
 model::Backbone t5() {
-  return plan({{"model_type", "t5"},
-               {"architectures", {"T5ForConditionalGeneration"}},
-               {"d_model", 16},
-               {"num_heads", 2},
-               {"d_kv", 8},
-               {"d_ff", 32},
-               {"num_layers", 2},
-               {"vocab_size", 40},
-               {"feed_forward_proj", "relu"},
-               {"relative_attention_num_buckets", 32}});
+  return plan_config({{"model_type", "t5"},
+                      {"architectures", {"T5ForConditionalGeneration"}},
+                      {"d_model", 16},
+                      {"num_heads", 2},
+                      {"d_kv", 8},
+                      {"d_ff", 32},
+                      {"num_layers", 2},
+                      {"vocab_size", 40},
+                      {"feed_forward_proj", "relu"},
+                      {"relative_attention_num_buckets", 32}});
 }
 
 TEST(MeftCount, IsThePublishedOneForEveryVariant) {

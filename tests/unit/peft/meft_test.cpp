@@ -40,7 +40,7 @@ TinyConfig of_depth(std::int64_t num_blocks, double dropout = 0.1) {
 }
 
 /// Moves the adapters off their small start, so that no term is too small to be seen.
-void stir(const Stages& stages, double size = 0.1) {
+void stir_adapters(const Stages& stages, double size = 0.1) {
   for (const TrainedTensor& tensor : stages.trained()) {
     if (tensor.name.find("adapter") == std::string::npos) continue;
     const at::Tensor value = tensor.value.detach();
@@ -221,7 +221,7 @@ TEST_P(Variants, ExactInversionEqualsOrdinaryAutogradBitByBitOn24Layers) {
     SCOPED_TRACE(at::toString(type));
     const MethodConfig config = meft(GetParam());
     Stages stages(tiny, config, 1, {.compute_type = type});
-    stir(stages);
+    stir_adapters(stages);
     const Step found = stages.step(make_batch(), training_context());
     EXPECT_EQ(inversion_error(stages), 0);
     expect_same_bits(found, ByTheBook(stages, config.meft, training_context()).step(make_batch()));
@@ -237,7 +237,7 @@ TEST_P(Variants, OptionsComputeTheirEquations) {
     const MethodConfig config = meft(GetParam(), options);
     SCOPED_TRACE(::testing::Message() << options.merge << " " << options.lambda << " " << options.frozen_bottom);
     Stages stages(tiny, config, 1);
-    stir(stages);
+    stir_adapters(stages);
     const Step found = stages.step(make_batch(), training_context());
     EXPECT_EQ(inversion_error(stages), 0);
     expect_same_bits(found, ByTheBook(stages, config.meft, training_context()).step(make_batch()));
@@ -249,7 +249,7 @@ TEST_P(Variants, FactorsOfLoraTrainInsideTheBlocks) {
   MethodConfig config = meft(GetParam(), {.factors = "lora"});
   config.lora = {.rank = 2, .dropout = 0.1, .targets = {"attention.value", "feed_forward.down"}};
   Stages stages(tiny, config, 1);
-  stir(stages);
+  stir_adapters(stages);
   int num_factors = 0;
   for (const TrainedTensor& tensor : stages.trained()) {
     if (!tensor.name.ends_with("lora_b")) continue;
@@ -278,7 +278,7 @@ TEST_P(Variants, FactorsOfRosaTrainInsideTheBlocksAfterEveryEvent) {
   for (const bool trains_head : {true, false}) {
     config.rosa.head_trained = trains_head;
     Stages stages(tiny, config, 1);
-    stir(stages);
+    stir_adapters(stages);
     for (const std::int64_t event : {1, 2}) {
       run_event(stages, event);
       const Step found = stages.step(make_batch(), training_context());
@@ -296,7 +296,7 @@ TEST_P(Variants, FactorsOfRosaLeaveTheFunctionInAnEventAndKeepWhatTheySplit) {
   MethodConfig config = meft(GetParam(), {.factors = "rosa"});
   config.rosa.rank = 3;
   Stages stages(tiny, config, 2);
-  stir(stages);
+  stir_adapters(stages);
   const auto kept = stages.methods.front()->kept_tensors();
   EXPECT_EQ(kept.size(), 2U * 4U) << "query, key, value and output of two blocks";
   for (const std::int64_t event : {1, 2}) {
@@ -332,7 +332,7 @@ TEST_P(Variants, GradientsInDoubleEqualThoseOfTheRealRecurrence) {
   const TinyModel tiny = make_tiny(of_depth(3));
   const MethodConfig config = meft(GetParam(), {.inversion = "float"});
   Stages stages(tiny, config, 1, {.compute_type = at::kDouble});
-  stir(stages);
+  stir_adapters(stages);
   for (const TrainedTensor& tensor : stages.trained()) tensor.value.set_data(tensor.value.to(at::kDouble));
   const Step found = stages.step(make_batch(), training_context());
   EXPECT_LT(inversion_error(stages), 1e-9);
@@ -345,8 +345,8 @@ TEST_P(Variants, ExactGradientsAreThoseOfTheRealRecurrenceUpToRounding) {
   const TinyModel tiny = make_tiny(of_depth(12));
   const MethodConfig exact = meft(GetParam()), real = meft(GetParam(), {.inversion = "float"});
   Stages stages(tiny, exact, 1), in_double(tiny, real, 1, {.compute_type = at::kDouble});
-  stir(stages);
-  stir(in_double);
+  stir_adapters(stages);
+  stir_adapters(in_double);
   const Step expected = ByTheBook(in_double, real.meft, training_context()).step(make_batch());
   const Step found = stages.step(make_batch(), training_context());
   EXPECT_TRUE(at::allclose(found.logits, expected.logits.to(at::kFloat), 0, 1e-4));
@@ -417,7 +417,7 @@ TEST_P(Families, EqualOrdinaryAutogradAndAreTheSameForEveryCut) {
       SCOPED_TRACE(::testing::Message() << "MEFT" << variant << ", frozen " << frozen_bottom);
       const MethodConfig config = meft(variant, {.frozen_bottom = frozen_bottom});
       Stages whole(tiny_, config, 1);
-      stir(whole);
+      stir_adapters(whole);
       const Step found = whole.step(batch_, training_context(), wave);
       const Step expected = ByTheBook(whole, config.meft, training_context()).step(batch_, wave);
       if (has_decoder) {
@@ -429,7 +429,7 @@ TEST_P(Families, EqualOrdinaryAutogradAndAreTheSameForEveryCut) {
       }
       for (int num_stages = 2; num_stages <= tiny_.backbone.num_blocks(); ++num_stages) {
         Stages cut(tiny_, config, num_stages);
-        stir(cut);
+        stir_adapters(cut);
         expect_same_bits(cut.step(batch_, training_context(), wave), found);
       }
     }

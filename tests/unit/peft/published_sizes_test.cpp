@@ -1,30 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whole models have the sizes that were published of them: counted from config.json alone, a tied tensor once.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "peft/method.h"
+#include "stages.h"
 
 namespace espalier::peft {
 namespace {
 
 using nlohmann::json;
 
-model::Backbone plan(const json& config) {
-  const auto folder = std::filesystem::temp_directory_path() / ("espalier_sizes_" + std::to_string(::getpid()));
-  std::filesystem::create_directories(folder);
-  std::ofstream(folder / "config.json") << config.dump();
-  const auto backbone = model::read_backbone(folder, {});
-  std::filesystem::remove_all(folder);
-  return backbone;
-}
-
 std::int64_t count_all(const json& config) {
-  const auto count = count_trained({.method = "full"}, plan(config));
+  const auto count = count_trained({.method = "full"}, plan_config(config));
   return count.method + count.head;
 }
 
@@ -111,7 +100,7 @@ TEST(PublishedSizes, AreThoseOfTheTrueConfigurations) {
 }
 
 std::int64_t count_lst(const json& config, const LstConfig& lst) {
-  return count_trained({.method = "lst", .lst = lst}, plan(config)).method;
+  return count_trained({.method = "lst", .lst = lst}, plan_config(config)).method;
 }
 
 TEST(PublishedSizes, OfLstAreThoseOfThePaper) {
@@ -133,13 +122,13 @@ TEST(PublishedSizes, OfLstAreThoseOfThePaper) {
   EXPECT_EQ(count_lst(vit(), {}), 2'376'492);  // ViT-B/16
   auto visual = base;
   visual.update({{"feat_dim", 2048}, {"pos_dim", 4}, {"n_images", 2}});
-  const auto clip_t5 = count_trained({.method = "lst", .lst = both(4, {})}, plan(visual));
+  const auto clip_t5 = count_trained({.method = "lst", .lst = both(4, {})}, plan_config(visual));
   EXPECT_EQ(clip_t5.method + clip_t5.head, 17'967'384);
 }
 
 TEST(PublishedSizes, OfAdaptersCountThoseBehindCrossAttentionWhereAskedFor) {
   const auto count = [](const AdapterConfig& adapter) {
-    return count_trained({.method = "adapter", .adapter = adapter}, plan(t5(768, 12, 3072, 12))).method;
+    return count_trained({.method = "adapter", .adapter = adapter}, plan_config(t5(768, 12, 3072, 12))).method;
   };
   EXPECT_EQ(count({}), 3'578'112);  // with the norms of the blocks 1.63 % of T5-base, as in the LST paper
   EXPECT_EQ(count({.norms_trained = true}), 3'578'112 + 60 * 768);

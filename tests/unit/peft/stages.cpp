@@ -14,9 +14,16 @@
 
 namespace espalier::peft {
 
-model::Backbone plan_tiny(const TinyConfig& config) {
+model::Backbone plan_config(const nlohmann::json& config, const model::HeadRequest& head) {
   const auto folder = std::filesystem::temp_directory_path() / ("espalier_peft_test_" + std::to_string(::getpid()));
   std::filesystem::create_directories(folder);
+  std::ofstream(folder / "config.json") << config.dump();
+  model::Backbone backbone = model::read_backbone(folder, head);
+  std::filesystem::remove_all(folder);
+  return backbone;
+}
+
+model::Backbone plan_tiny(const TinyConfig& config) {
   const nlohmann::json text = {{"model_type", "bert"},
                                {"hidden_size", config.width},
                                {"num_hidden_layers", config.num_blocks},
@@ -31,10 +38,7 @@ model::Backbone plan_tiny(const TinyConfig& config) {
                                {"initializer_range", 0.02},
                                {"hidden_dropout_prob", config.dropout},
                                {"attention_probs_dropout_prob", config.dropout}};
-  std::ofstream(folder / "config.json") << text.dump();
-  model::Backbone backbone = model::read_backbone(folder, {.num_labels = config.num_labels, .pooling = config.pooling});
-  std::filesystem::remove_all(folder);
-  return backbone;
+  return plan_config(text, {.num_labels = config.num_labels, .pooling = config.pooling});
 }
 
 TinyModel make_tiny(const TinyConfig& config) {
@@ -181,6 +185,14 @@ double loss_of(const at::Tensor& logits) {
   return at::nll_loss(at::log_softmax(logits.to(at::kDouble), 1), labels).item<double>();
 }
 
+void stir(const Stages& stages, double size) {
+  for (const TrainedTensor& tensor : stages.trained()) {
+    const at::Tensor value = tensor.value.detach();
+    const at::Tensor wave = (at::arange(value.numel()) + 1).view(value.sizes()).sin();
+    value.add_(wave, tensor.name.ends_with("gate") ? size / 4 : size);
+  }
+}
+
 void expect_finite_differences(Stages& stages, const std::string& entry) {
   Method& method = *stages.methods.front();
   const model::StageInputs inputs = stages.slices.front()->prepare(make_batch());
@@ -197,6 +209,8 @@ void expect_finite_differences(Stages& stages, const std::string& entry) {
   };
   for (std::size_t i = 0; i < gradients.size(); ++i) {
     const TrainedTensor& tensor = method.trained()[i];
+    // A table is looked up and normed in fp32, too coarse for this; gradient_parity_test has it.
+    if (tensor.is_inert || tensor.name.starts_with("embedding.")) continue;
     const at::Tensor flat = tensor.value.detach().view(-1);
     float* values = flat.data_ptr<float>();
     for (const std::int64_t element : {std::int64_t{0}, flat.numel() / 2, flat.numel() - 1}) {

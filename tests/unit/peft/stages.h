@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,7 @@ struct TinyConfig {
 };
 
 /// The plan of a config.json written for the purpose.
+model::Backbone plan_config(const nlohmann::json& config, const model::HeadRequest& head = {});
 model::Backbone plan_tiny(const TinyConfig& config);
 
 struct TinyModel {
@@ -77,11 +79,14 @@ class Stages {
 at::Tensor run_bare(const TinyModel& tiny, const model::NamedTensors& batch, const model::SliceOptions& options = {},
                     std::vector<at::Tensor>* hidden = nullptr);
 
+/// Moves every trained tensor off its start, gates by a quarter of `size`, so that no term is too small to be seen.
+void stir(const Stages& stages, double size);
+
 /// The loss itself, in double.
 double loss_of(const at::Tensor& logits);
 
-/// Holds the gradients of every trained tensor of the first stage to central differences of what it sends on as
-/// `entry`, in evaluation mode. Requires: a compute type of double.
+/// Holds the gradients of every trained tensor of the first stage, but the embedding's, to central differences of what
+/// it sends on as `entry`, in evaluation mode. Requires: a compute type of double.
 void expect_finite_differences(Stages& stages, const std::string& entry);
 
 /// Largest difference over the largest expected number.
