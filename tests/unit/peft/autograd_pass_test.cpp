@@ -53,6 +53,20 @@ TEST(AutogradPass, ReachesEveryTrainedTensorThatIsNotInert) {
   }
 }
 
+TEST(AutogradPass, AgreesWithFiniteDifferencesForEveryMethod) {
+  const TinyModel tiny = make_tiny({.dropout = 0});
+  for (MethodConfig config : all_methods()) {
+    // The backward of a reversible method is held to that of its real recurrence (meft_test); of a probe the first
+    // stage has nothing.
+    if (config.method == "meft" || config.method == "probe") continue;
+    SCOPED_TRACE(describe_case(config, 2));
+    Stages stages(tiny, config, 2, {.compute_type = at::kDouble});
+    stir(stages, 0.1);
+    const bool is_beside = stages.methods.front()->route() == Route::kBeside;
+    expect_finite_differences(stages, !is_beside ? "hidden" : config.method == "lst" ? "side.hidden" : "side.delta");
+  }
+}
+
 TEST(AutogradPass, SendsBackOnlyWhatSomeoneBelowNeeds) {
   const TinyModel tiny = make_tiny({});
   const std::map<std::string, std::vector<std::string>> expected = {
