@@ -137,7 +137,8 @@ int train_in_session(Session& session, const Arguments& arguments) {
   for (const auto& options : objective_options) {
     objectives.push_back(make_objective(options, dataset.info()));
   }
-  train::Worker worker({run.model, run.parallel, run.train.seed, objectives}, session.ranks(run.model.device));
+  train::Worker worker({run.model, run.parallel, run.train.seed, objectives, run.train.batched},
+                       session.ranks(run.model.device));
   require_fit(worker.backbone(), objectives.front().data);
   if (initial) {
     if (worker.objective().part.importance_start != nullptr) {

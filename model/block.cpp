@@ -18,15 +18,19 @@ namespace espalier::model {
 
 namespace {
 
+// Of networks that run together every state has one dimension more in front, [K, ...].
+
 /// [B, S, G*W] -> [B, G, S, W], a view.
 at::Tensor split_heads(const at::Tensor& x, std::int64_t num_heads, std::int64_t head_width) {
-  return x.unflatten(-1, {num_heads, head_width}).transpose(1, 2);
+  return x.unflatten(-1, {num_heads, head_width}).transpose(-3, -2);
 }
 
 /// [B, G, S, W] -> [B, H, S, W], each shared head for its H / G queries.
 at::Tensor repeat_heads(const at::Tensor& x, std::int64_t num_heads) {
-  if (x.size(1) == num_heads) return x;
-  return x.unsqueeze(2).expand({-1, -1, num_heads / x.size(1), -1, -1}).flatten(1, 2);
+  if (x.size(-3) == num_heads) return x;
+  std::vector<std::int64_t> sizes(static_cast<std::size_t>(x.dim()) + 1, -1);
+  sizes[sizes.size() - 3] = num_heads / x.size(-3);
+  return x.unsqueeze(-3).expand(sizes).flatten(-4, -3);
 }
 
 /// x [B, H, T, W] turned by the angles whose cosine and sine are given.
@@ -143,7 +147,7 @@ at::Tensor TransformerBlock::feed_forward_part(const at::Tensor& x, const Forwar
                      ? activate(gate_.forward(normed, context), spec_.activation) * up_.forward(normed, context)
                      : activate(up_.forward(normed, context), spec_.activation);
     if (context.is_training && spec_.activation_dropout > 0) {
-      inner = dropout(inner, spec_.activation_dropout, dropout_key(context, place_, DropoutSite::kFeedForwardInner));
+      inner = dropout(inner, spec_.activation_dropout, context, place_, DropoutSite::kFeedForwardInner);
     }
     return down_.forward(inner, context);
   };
@@ -158,9 +162,8 @@ at::Tensor TransformerBlock::add_branch(const at::Tensor& x, const Norm& norm,
   const bool is_pre_norm = spec_.norm_place == NormPlace::kBefore;
   const auto output = branch(is_pre_norm ? norm.forward(x) : x);
   const double probability = context.is_training ? spec_.hidden_dropout : 0;
-  const auto key = dropout_key(context, place_, site);
-  auto sum = insert ? x + insert->forward(dropout(output, probability, key), context)
-                    : dropout_add(output, x, probability, key);
+  auto sum = insert ? x + insert->forward(dropout(output, probability, context, place_, site), context)
+                    : dropout_add(output, x, probability, context, place_, site);
   if (beside && beside->defined()) sum = sum + *beside;
   return is_pre_norm ? sum : norm.forward(sum);
 }
@@ -178,14 +181,26 @@ at::Tensor TransformerBlock::attend(const AttentionWeights& weights, const at::T
   options.scale =
       spec_.attention_scale != 0 ? spec_.attention_scale : 1.0 / std::sqrt(static_cast<double>(spec_.head_width));
   // One new token sees all that are cached.
-  options.is_causal = bias.is_causal && q.size(2) == k.size(2);
-  ESPALIER_CHECK(!bias.is_causal || options.is_causal || q.size(2) == 1, "a cache goes on by one token at a time");
+  options.is_causal = bias.is_causal && q.size(-2) == k.size(-2);
+  ESPALIER_CHECK(!bias.is_causal || options.is_causal || q.size(-2) == 1, "a cache goes on by one token at a time");
   options.key_bias = bias.keys;
   options.dropout = context.is_training ? spec_.attention_dropout : 0;
-  options.dropout_key = dropout_key(context, place_, site);
   const auto attend_to = spec_.keeps_scores ? attention_reference : attention;
-  const auto mixed = attend_to(q, k, v, bias.position, options).transpose(1, 2).flatten(2);  // [B, T, H*W]
-  return weights.output.forward(mixed, context);
+  const auto keys = dropout_keys(context, place_, site);
+  const auto mix = [&](const at::Tensor& own_q, const at::Tensor& own_k, const at::Tensor& own_v,
+                       const at::Tensor& position, std::uint64_t key) {
+    options.dropout_key = key;
+    return attend_to(own_q, own_k, own_v, position, options).transpose(1, 2).flatten(2);  // [B, T, H*W]
+  };
+  if (q.dim() == 4) return weights.output.forward(mix(q, k, v, bias.position, keys.front()), context);
+  const auto qs = q.unbind(0), ks = k.unbind(0), vs = v.unbind(0);
+  const bool has_own_bias = bias.position.defined() && bias.position.dim() == 5;
+  const auto positions = has_own_bias ? bias.position.unbind(0) : std::vector<at::Tensor>(qs.size(), bias.position);
+  std::vector<at::Tensor> mixed;
+  for (std::size_t n = 0; n < qs.size(); ++n) {
+    mixed.push_back(mix(qs[n], ks[n], vs[n], positions[n], keys[n]));
+  }
+  return weights.output.forward(at::stack(mixed), context);
 }
 
 std::pair<at::Tensor, at::Tensor> TransformerBlock::keys_and_values(const AttentionWeights& weights,
@@ -207,7 +222,13 @@ std::pair<at::Tensor, at::Tensor> TransformerBlock::keys_and_values(const Attent
 at::Tensor TransformerBlock::relative_position_bias(std::int64_t num_tokens, std::int64_t num_cached) const {
   const auto buckets =
       relative_buckets(spec_.relative_bias.value(), num_tokens, num_cached + num_tokens, relative_bias_.device());
-  return at::embedding(relative_bias_.to(at::kFloat), buckets).permute({2, 0, 1}).unsqueeze(0).contiguous();
+  const auto biases_of = [&](const at::Tensor& table) {  // [1, H, T, S]
+    return at::embedding(table.to(at::kFloat), buckets).permute({2, 0, 1}).unsqueeze(0).contiguous();
+  };
+  if (relative_bias_.dim() == 2) return biases_of(relative_bias_);
+  std::vector<at::Tensor> of_networks;
+  for (const auto& table : relative_bias_.unbind(0)) of_networks.push_back(biases_of(table));
+  return at::stack(of_networks);
 }
 
 const Insert* TransformerBlock::find_insert(InsertPlace place) const {

@@ -41,9 +41,9 @@ class BlockLayer : public Layer {
     if (block_.spec().relative_bias) {
       const bool goes_on = context.cache != nullptr && block_.spec().is_causal;
       // Distances are between words: visual tokens have none.
-      const auto num_visual = plan().stack == Stack::kDecoder ? 0 : std::min(inputs.num_visual_tokens, hidden.size(1));
+      const auto num_visual = plan().stack == Stack::kDecoder ? 0 : std::min(inputs.num_visual_tokens, hidden.size(-2));
       const auto bias =
-          block_.relative_position_bias(hidden.size(1) - num_visual, goes_on ? context.cache->num_tokens() : 0);
+          block_.relative_position_bias(hidden.size(-2) - num_visual, goes_on ? context.cache->num_tokens() : 0);
       carry["position_bias"] = num_visual == 0 ? bias : at::constant_pad_nd(bias, {0, num_visual, 0, num_visual});
     }
     hidden = block_.forward(hidden, block_inputs(plan(), carry, inputs), context);

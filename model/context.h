@@ -2,6 +2,9 @@
 // What a forward pass must know besides its tensors.
 #pragma once
 
+#include <cstdint>
+#include <vector>
+
 #include "common/random.h"
 
 namespace espalier::model {
@@ -9,8 +12,10 @@ namespace espalier::model {
 class AttentionCache;
 
 struct ForwardContext {
-  bool is_training = false;         ///< dropout is drawn
-  RandomKey key;                    ///< seed, optimizer step, micro-batch of the global batch
+  bool is_training = false;  ///< dropout is drawn
+  RandomKey key;             ///< seed, optimizer step, micro-batch of the global batch
+  /// Seeds of K networks that run together, whose states are [K, ...]: each draws its own dropout. Empty: key's alone.
+  std::vector<std::uint64_t> seeds = {};
   AttentionCache* cache = nullptr;  ///< generation: attention reads it and goes on from there
 };
 
@@ -43,6 +48,19 @@ struct LayerPlace {
 
 inline std::uint64_t dropout_key(const ForwardContext& context, const LayerPlace& place, DropoutSite site) {
   return derive_key(context.key, place.domain, place.layer_index, static_cast<std::uint64_t>(site));
+}
+
+/// The keys of the networks that run together; one where it is one.
+inline std::vector<std::uint64_t> dropout_keys(const ForwardContext& context, const LayerPlace& place,
+                                               DropoutSite site) {
+  if (context.seeds.empty()) return {dropout_key(context, place, site)};
+  std::vector<std::uint64_t> keys;
+  for (const std::uint64_t seed : context.seeds) {
+    RandomKey key = context.key;
+    key.seed = seed;
+    keys.push_back(derive_key(key, place.domain, place.layer_index, static_cast<std::uint64_t>(site)));
+  }
+  return keys;
 }
 
 }  // namespace espalier::model

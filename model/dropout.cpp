@@ -9,6 +9,7 @@
 #include <bit>
 #include <optional>
 #include <type_traits>
+#include <vector>
 
 #include "common/check.h"
 #include "common/random.h"
@@ -133,6 +134,27 @@ at::Tensor dropout_add(const at::Tensor& x, const at::Tensor& residual, double p
   }
   return DropoutFunction::apply(x, std::optional<at::Tensor>(residual), probability, static_cast<std::int64_t>(key),
                                 std::int64_t{0});
+}
+
+at::Tensor dropout(const at::Tensor& x, double probability, const ForwardContext& context, const LayerPlace& place,
+                   DropoutSite site) {
+  const auto keys = dropout_keys(context, place, site);
+  if (context.seeds.empty() || probability == 0) {
+    return dropout(x, probability, keys.front());
+  }
+  const auto states = x.dim() == 3 ? std::vector<at::Tensor>(keys.size(), x) : x.unbind(0);
+  std::vector<at::Tensor> dropped;
+  for (std::size_t k = 0; k < keys.size(); ++k) {
+    dropped.push_back(dropout(states[k], probability, keys[k]));
+  }
+  return at::stack(dropped);
+}
+
+at::Tensor dropout_add(const at::Tensor& x, const at::Tensor& residual, double probability,
+                       const ForwardContext& context, const LayerPlace& place, DropoutSite site) {
+  return context.seeds.empty() || probability == 0
+             ? dropout_add(x, residual, probability, dropout_key(context, place, site))
+             : residual + dropout(x, probability, context, place, site);
 }
 
 at::Tensor dropout_mask(std::int64_t numel, double probability, std::uint64_t key) {

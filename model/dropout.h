@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "model/context.h"
+
 namespace espalier::model {
 
 /// y = x * mask / (1 - probability), any shape, float, bfloat16, half or double; differentiable, keeps nothing for the
@@ -19,6 +21,14 @@ at::Tensor dropout(const at::Tensor& x, double probability, std::uint64_t key, s
 /// y = residual + dropout(x): one pass over memory instead of two. Same mask as dropout(x). Differentiable in both.
 /// Requires: x and residual of one shape, dtype and device.
 at::Tensor dropout_add(const at::Tensor& x, const at::Tensor& residual, double probability, std::uint64_t key);
+
+/// dropout(x) and dropout_add(x, residual) at a place of a network. With seeds in the context every network of the
+/// stack x [K, ...] has its own mask, the one that it has alone; an x without that dimension is read by all, whose
+/// masks make it [K, ...].
+at::Tensor dropout(const at::Tensor& x, double probability, const ForwardContext& context, const LayerPlace& place,
+                   DropoutSite site);
+at::Tensor dropout_add(const at::Tensor& x, const at::Tensor& residual, double probability,
+                       const ForwardContext& context, const LayerPlace& place, DropoutSite site);
 
 /// Keep (1) or drop (0) as drawn for the first `numel` elements; uint8 on the CPU: the oracle that tests and kernels
 /// share. The keep decision of an element is: word >= floor(probability * 2^32).

@@ -53,7 +53,7 @@ void EmbeddingLayer::forward(Carry& carry, const StageInputs& inputs, const Forw
   if (spec_.has_norm) hidden = norm_.forward(hidden);
   if (context.is_training) {
     const LayerPlace place{RandomDomain::kBackbone, plan().index};
-    hidden = dropout(hidden, spec_.dropout, dropout_key(context, place, DropoutSite::kEmbedding));
+    hidden = dropout(hidden, spec_.dropout, context, place, DropoutSite::kEmbedding);
   }
   carry["hidden"] = hidden;
 }

@@ -22,8 +22,7 @@ class FinalLayer : public Layer {
     auto& hidden = carry.at("hidden");  // [B, T, D]
     if (spec_.has_norm) hidden = norm_.forward(hidden);
     if (context.is_training && spec_.dropout > 0) {
-      const LayerPlace place{domain_, plan().index};
-      hidden = dropout(hidden, spec_.dropout, dropout_key(context, place, DropoutSite::kFinal));
+      hidden = dropout(hidden, spec_.dropout, context, {domain_, plan().index}, DropoutSite::kFinal);
     }
     if (spec_.projected_width > 0) hidden = projection_.forward(hidden, context);
   }

@@ -76,7 +76,7 @@ void HeadLayer::forward(Carry& carry, const StageInputs& inputs, const ForwardCo
   const auto& hidden = carry.at("hidden");
   const LayerPlace place{RandomDomain::kHead, plan().index};
   const auto drop = [&](const at::Tensor& x, DropoutSite site) {
-    return context.is_training ? dropout(x, spec_.dropout, dropout_key(context, place, site)) : x;
+    return context.is_training ? dropout(x, spec_.dropout, context, place, site) : x;
   };
   auto pooled = pool(spec_, hidden, plan().stack == Stack::kDecoder, inputs);  // [B, D]
   if (spec_.drops_pooled) pooled = drop(pooled, DropoutSite::kPooled);

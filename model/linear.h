@@ -22,6 +22,8 @@ class LinearDelta {
 };
 
 /// y = x W^T + b + delta(x); W [out, in]; b may be undefined. A trained fp32 weight is cast to x's type on use.
+/// The stack of K linears of K networks that run together: W [K, out, in], b [K, out]; x [B, T, in], which all read, or
+/// [K, B, T, in]; y [K, B, T, out], each network's up to rounding.
 struct Linear {
   at::Tensor weight;
   at::Tensor bias;
@@ -37,7 +39,8 @@ struct Linear {
 
 enum class NormKind { kLayerNorm, kRmsNorm };
 
-/// LayerNorm or RMSNorm over the last dimension; statistics in fp32 whatever the type of x.
+/// LayerNorm or RMSNorm over the last dimension; statistics in fp32 whatever the type of x. The stack of K networks'
+/// norms has weights [K, width]; x [B, T, width] or [K, B, T, width] -> [K, B, T, width].
 struct Norm {
   NormKind kind = NormKind::kLayerNorm;
   double epsilon = 1e-12;

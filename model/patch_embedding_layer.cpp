@@ -19,7 +19,7 @@ void PatchEmbeddingLayer::forward(Carry& carry, const StageInputs& inputs, const
   auto hidden = at::cat({first.to(tokens.scalar_type()), tokens}, 1) + position_;
   if (context.is_training) {
     const LayerPlace place{RandomDomain::kBackbone, plan().index};
-    hidden = dropout(hidden, spec_.dropout, dropout_key(context, place, DropoutSite::kEmbedding));
+    hidden = dropout(hidden, spec_.dropout, context, place, DropoutSite::kEmbedding);
   }
   carry["hidden"] = hidden;
 }

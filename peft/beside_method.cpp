@@ -6,12 +6,14 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
+#include <list>
 #include <map>
 
 #include "common/error.h"
 #include "model/dropout.h"
 #include "model/embedding_layer.h"
 #include "peft/autograd_pass.h"
+#include "peft/side_stack.h"
 
 namespace espalier::peft {
 namespace {
@@ -31,27 +33,30 @@ std::string travel_name(const SideObjective& objective, std::string_view own_nam
 /// The graphs of several objectives, which have nothing in common: each is gone through, and freed, by itself.
 class JointPass final : public StagePass {
  public:
-  void add(std::unique_ptr<StagePass> pass, int first_trained) { passes_.emplace_back(std::move(pass), first_trained); }
+  /// `trained`: of each tensor of `pass`, its index here.
+  void add(std::unique_ptr<StagePass> pass, std::vector<int> trained) {
+    passes_.emplace_back(std::move(pass), std::move(trained));
+  }
 
   model::Carry backward(const model::Carry& output_gradients, const GradientSink& sink) override {
     model::Carry input_gradients;
-    for (auto& [pass, first_trained] : passes_) {
-      const auto offset = [&sink, first = first_trained](int index, at::Tensor gradient) {
-        sink(first + index, std::move(gradient));
+    for (auto& [pass, trained] : passes_) {
+      const auto to_joint = [&sink, &trained = trained](int index, at::Tensor gradient) {
+        sink(trained[static_cast<std::size_t>(index)], std::move(gradient));
       };
-      input_gradients.merge(pass->backward(output_gradients, offset));
+      input_gradients.merge(pass->backward(output_gradients, to_joint));
       pass.reset();
     }
     return input_gradients;
   }
 
  private:
-  std::vector<std::pair<std::unique_ptr<StagePass>, int>> passes_;
+  std::vector<std::pair<std::unique_ptr<StagePass>, std::vector<int>>> passes_;
 };
 
 }  // namespace
 
-BesideMethod::BesideMethod(model::StageSlice& slice, std::vector<SideObjective> objectives)
+BesideMethod::BesideMethod(model::StageSlice& slice, std::vector<SideObjective> objectives, bool is_batched)
     : slice_(slice), objectives_(std::move(objectives)) {
   const bool drops = objectives_.front().network->has_backbone_dropout();
   for (const SideObjective& objective : objectives_) {
@@ -63,22 +68,35 @@ BesideMethod::BesideMethod(model::StageSlice& slice, std::vector<SideObjective> 
                       objective.name, drops ? "with" : "without", objectives_.front().name));
     }
     last_tap_layer_ = std::max(last_tap_layer_, network.last_tap_layer());
+    first_trained_.push_back(static_cast<int>(trained_.size()));
     for (TrainedTensor tensor : network.trained()) {
       tensor.name.insert(0, objective_prefix(objective.name));
       trained_.push_back(std::move(tensor));
     }
   }
+  first_trained_.push_back(static_cast<int>(trained_.size()));
+  single_groups_ = make_groups(/*is_batched=*/false);
+  // Each network embeds the images behind a text by itself.
+  training_groups_ = make_groups(is_batched && slice_.backbone().visual() == nullptr);
+}
+
+std::vector<BesideMethod::Group> BesideMethod::make_groups(bool is_batched) {
+  std::vector<Group> groups;
+  for (std::size_t k = 0; k < objectives_.size(); ++k) {
+    const auto found = std::ranges::find_if(groups, [&](const Group& group) {
+      return is_batched && have_one_shape(*objectives_[group.front()].network, *objectives_[k].network);
+    });
+    (found == groups.end() ? groups.emplace_back() : *found).push_back(k);
+  }
+  return groups;
 }
 
 std::vector<Objective> BesideMethod::objectives() {
   std::vector<Objective> described;
-  int first = 0;
-  for (const SideObjective& objective : objectives_) {
-    SideNetwork& network = *objective.network;
-    const int end = first + static_cast<int>(network.trained().size());
-    described.push_back(
-        {objective.name, first, end, network.importance_start(), network.describe_export(), network.distill_weight()});
-    first = end;
+  for (std::size_t k = 0; k < objectives_.size(); ++k) {
+    SideNetwork& network = *objectives_[k].network;
+    described.push_back({objectives_[k].name, first_trained_[k], first_trained_[k + 1], network.importance_start(),
+                         network.describe_export(), network.distill_weight()});
   }
   return described;
 }
@@ -106,27 +124,42 @@ const model::Layer& BesideMethod::layer_of(const SideObjective& objective, std::
   return *(objective.slice ? *objective.slice : slice_).layers()[place];
 }
 
+model::ForwardContext BesideMethod::context_of(const SideObjective& objective,
+                                               const model::ForwardContext& context) const {
+  model::ForwardContext own = context;
+  own.key.seed = objective.dropout_seed.value_or(context.key.seed);
+  return own;
+}
+
 std::vector<BesideMethod::Climb> BesideMethod::enter(model::Carry& incoming, const model::StageInputs& inputs,
                                                      const model::ForwardContext& context, bool keeps_pass) const {
   std::vector<Climb> climbs;
-  for (const SideObjective& objective : objectives_) {
-    Climb climb;
-    climb.context = context;
-    climb.inputs = objective.network->adapt(inputs);
-    climb.context.key.seed = objective.dropout_seed.value_or(context.key.seed);
-    if (slice_.range().first > 0) {
+  for (const Group& group : keeps_pass ? training_groups_ : single_groups_) {
+    Climb climb{.group = group, .context = context_of(objectives_[group.front()], context)};
+    climb.inputs = objectives_[group.front()].network->adapt(inputs);
+    std::vector<model::Carry> sides;
+    for (const std::size_t k : group) {
+      const SideObjective& objective = objectives_[k];
+      if (group.size() > 1) {
+        climb.context.seeds.push_back(context_of(objective, context).key.seed);
+      }
+      model::Carry& side = sides.emplace_back();
+      if (slice_.range().first == 0) {
+        continue;
+      }
       const model::CarryPlan own_plan = objective.network->plan_carry(slice_.range().first, {});
       model::CarryPlan plan = own_plan;
       for (model::CarryEntry& entry : plan) {
         entry.name = travel_name(objective, entry.name);
       }
       if (keeps_pass) {
-        climb.leaves = make_leaves(incoming, plan);
+        climb.leaves.merge(make_leaves(incoming, plan));
       }
       for (const model::CarryEntry& entry : own_plan) {
-        climb.side.emplace(entry.name, incoming.at(travel_name(objective, entry.name)));
+        side.emplace(entry.name, incoming.at(travel_name(objective, entry.name)));
       }
     }
+    climb.side = stack(sides);
     climbs.push_back(std::move(climb));
   }
   std::erase_if(incoming, [](const auto& entry) { return entry.first.starts_with(kPrefix); });
@@ -137,31 +170,38 @@ StageResult BesideMethod::forward(model::Carry incoming, const model::StageInput
                                   const model::ForwardContext& context, bool keeps_pass) {
   const at::AutoGradMode grad_mode(keeps_pass);
   std::vector<Climb> climbs = enter(incoming, inputs, context, keeps_pass);
+  std::list<StackedWeights> stacks;
+  for (const Climb& climb : climbs) {
+    std::vector<SideNetwork*> networks;
+    for (const std::size_t k : climb.group) {
+      networks.push_back(objectives_[k].network.get());
+    }
+    stacks.emplace_back(networks);
+  }
   model::Carry backbone = std::move(incoming);
   const model::StageInputs backbone_inputs = model::text_only(inputs);
   for (std::size_t place = 0; place < slice_.layers().size(); ++place) {
     const model::LayerPlan& plan = slice_.layers()[place]->plan();
     if (plan.kind == model::LayerKind::kHead) {
-      for (std::size_t k = 0; k < climbs.size(); ++k) {
-        const model::Layer& head = layer_of(objectives_[k], place);
-        climbs[k].outputs.emplace(objective_prefix(objectives_[k].name) + "logits",
-                                  objectives_[k].network->read_out(head, {head, backbone, {}}, backbone_inputs,
-                                                                   climbs[k].context, climbs[k].side));
+      for (Climb& climb : climbs) {
+        read_out(climb, place, backbone, backbone_inputs, context);
       }
       return leave(predict(*slice_.layers()[place], backbone_inputs, context, backbone, keeps_pass), std::move(climbs),
                    keeps_pass);
     }
     const at::Tensor undropped = run_frozen(*slice_.layers()[place], backbone_inputs, context, backbone);
     for (std::size_t k = 0; k < climbs.size(); ++k) {
-      const model::Layer& layer = layer_of(objectives_[k], place);
+      Climb& climb = climbs[k];
+      const SideObjective& first = objectives_[climb.group.front()];
+      const model::Layer& layer = layer_of(first, place);
       Tap tap{layer, backbone, undropped};
       if (plan.embedding && plan.embedding->visual && undropped.size(1) > 0) {
         const auto& embedding = static_cast<const model::EmbeddingLayer&>(layer);
         tap.undropped =
-            at::cat({undropped, embedding.embed_visual(inputs, climbs[k].context).to(undropped.scalar_type())}, 1);
+            at::cat({undropped, embedding.embed_visual(inputs, climb.context).to(undropped.scalar_type())}, 1);
       }
-      objectives_[k].network->climb(place, tap, climbs[k].inputs, climbs[k].context, climbs[k].side);
-      for (auto& [name, value] : climbs[k].side) {
+      first.network->climb(place, tap, climb.inputs, climb.context, climb.side);
+      for (auto& [name, value] : climb.side) {
         // Equal bits need one memory only.
         for (std::size_t j = 0; j < k && name.starts_with(kSharedPrefix); ++j) {
           if (const auto same = climbs[j].side.find(name); same != climbs[j].side.end()) {
@@ -174,10 +214,8 @@ StageResult BesideMethod::forward(model::Carry incoming, const model::StageInput
       backbone.clear();
     }
   }
-  for (std::size_t k = 0; k < climbs.size(); ++k) {
-    for (const model::CarryEntry& entry : objectives_[k].network->plan_carry(slice_.range().end, {})) {
-      climbs[k].outputs.emplace(travel_name(objectives_[k], entry.name), climbs[k].side.at(entry.name));
-    }
+  for (Climb& climb : climbs) {
+    hand_on(climb);
   }
   model::Carry outgoing;
   if (slice_.range().end <= last_tap_layer_) {
@@ -186,6 +224,32 @@ StageResult BesideMethod::forward(model::Carry incoming, const model::StageInput
     }
   }
   return leave(std::move(outgoing), std::move(climbs), keeps_pass);
+}
+
+void BesideMethod::read_out(Climb& climb, std::size_t place, const model::Carry& backbone,
+                            const model::StageInputs& inputs, const model::ForwardContext& context) const {
+  const auto sides = unstack({{"hidden", climb.side.at("hidden")}}, climb.group.size());
+  for (std::size_t member = 0; member < sides.size(); ++member) {
+    const SideObjective& objective = objectives_[climb.group[member]];
+    const model::Layer& head = layer_of(objective, place);
+    climb.outputs.emplace(
+        objective_prefix(objective.name) + "logits",
+        objective.network->read_out(head, {head, backbone, {}}, inputs, context_of(objective, context), sides[member]));
+  }
+}
+
+void BesideMethod::hand_on(Climb& climb) const {
+  // What a network does not hand on may be nobody's stack (a bias of the backbone's).
+  model::Carry handed_on;
+  for (const model::CarryEntry& entry : objectives_[climb.group.front()].network->plan_carry(slice_.range().end, {})) {
+    handed_on.emplace(entry.name, climb.side.at(entry.name));
+  }
+  const auto sides = unstack(handed_on, climb.group.size());
+  for (std::size_t member = 0; member < sides.size(); ++member) {
+    for (const auto& [name, value] : sides[member]) {
+      climb.outputs.emplace(travel_name(objectives_[climb.group[member]], name), value);
+    }
+  }
 }
 
 model::Carry BesideMethod::predict(const model::Layer& head, const model::StageInputs& inputs,
@@ -207,17 +271,22 @@ StageResult BesideMethod::leave(model::Carry backbone, std::vector<Climb> climbs
   StageResult whole;
   whole.outgoing = std::move(backbone);
   auto passes = std::make_unique<JointPass>();
-  int first_trained = 0;
   bool has_any = false;
-  for (std::size_t k = 0; k < climbs.size(); ++k) {
-    const auto& trained = objectives_[k].network->trained();
-    StageResult own = finish_stage(std::move(climbs[k].outputs), std::move(climbs[k].leaves), trained, keeps_pass);
+  for (Climb& climb : climbs) {
+    std::vector<TrainedTensor> trained;
+    std::vector<int> indices;
+    for (const std::size_t k : climb.group) {
+      for (int index = first_trained_[k]; index < first_trained_[k + 1]; ++index) {
+        trained.push_back(trained_[static_cast<std::size_t>(index)]);
+        indices.push_back(index);
+      }
+    }
+    StageResult own = finish_stage(std::move(climb.outputs), std::move(climb.leaves), trained, keeps_pass);
     whole.outgoing.merge(own.outgoing);
     if (own.pass) {
-      passes->add(std::move(own.pass), first_trained);
+      passes->add(std::move(own.pass), std::move(indices));
       has_any = true;
     }
-    first_trained += static_cast<int>(trained.size());
   }
   if (has_any) {
     whole.pass = std::move(passes);
@@ -248,8 +317,7 @@ at::Tensor BesideMethod::run_frozen(const model::Layer& layer, const model::Stag
   at::Tensor undropped = hidden;
   if (frozen.is_training) {
     const model::LayerPlace place{RandomDomain::kBackbone, plan.index};
-    hidden = model::dropout(hidden, embedding_dropout(plan),
-                            model::dropout_key(frozen, place, model::DropoutSite::kEmbedding));
+    hidden = model::dropout(hidden, embedding_dropout(plan), frozen, place, model::DropoutSite::kEmbedding);
   }
   return undropped;
 }

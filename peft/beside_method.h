@@ -26,9 +26,11 @@ struct SideObjective {
 
 class BesideMethod final : public Method {
  public:
+  /// `is_batched`: in training, networks of one shape climb together, on stacks of their weights and states; the last
+  /// bits may differ from those that each gives alone.
   /// Requires: at least one objective; names differ. Throws: ConfigError when some want dropout in the frozen forward
   /// and others do not.
-  BesideMethod(model::StageSlice& slice, std::vector<SideObjective> objectives);
+  BesideMethod(model::StageSlice& slice, std::vector<SideObjective> objectives, bool is_batched);
 
   [[nodiscard]] std::string_view name() const override { return objectives_.front().network->name(); }
   [[nodiscard]] Route route() const override { return Route::kBeside; }
@@ -44,21 +46,33 @@ class BesideMethod final : public Method {
   }
 
  private:
-  /// One objective's part of a forward.
+  /// Indices of objectives that climb together.
+  using Group = std::vector<std::size_t>;
+  /// One group's part of a forward.
   struct Climb {
+    Group group;
     model::ForwardContext context;
     model::StageInputs inputs;
-    model::Carry side;    ///< by the network's own names
+    model::Carry side;    ///< by the networks' own names; a stack of them, [K, ...], where several climb
     model::Carry leaves;  ///< by the names that travel
     model::Carry outputs;
   };
 
+  /// Objectives with networks of one shape together, or each by itself.
+  [[nodiscard]] std::vector<Group> make_groups(bool is_batched);
+  [[nodiscard]] model::ForwardContext context_of(const SideObjective& objective,
+                                                 const model::ForwardContext& context) const;
   [[nodiscard]] std::vector<Climb> enter(model::Carry& incoming, const model::StageInputs& inputs,
                                          const model::ForwardContext& context, bool keeps_pass) const;
   /// Runs one layer of the backbone on `carry`, if anything is read of it; returns an embedding's output before
   /// dropout.
   at::Tensor run_frozen(const model::Layer& layer, const model::StageInputs& inputs,
                         const model::ForwardContext& context, model::Carry& carry) const;
+  /// Adds the logits of each of the group at the head to its outputs.
+  void read_out(Climb& climb, std::size_t place, const model::Carry& backbone, const model::StageInputs& inputs,
+                const model::ForwardContext& context) const;
+  /// Adds what each of the group hands on to the next stage to its outputs.
+  void hand_on(Climb& climb) const;
   /// The backbone's own predictions, if an objective learns from them.
   [[nodiscard]] model::Carry predict(const model::Layer& head, const model::StageInputs& inputs,
                                      const model::ForwardContext& context, const model::Carry& backbone,
@@ -69,6 +83,8 @@ class BesideMethod final : public Method {
   model::StageSlice& slice_;
   std::vector<SideObjective> objectives_;
   std::vector<TrainedTensor> trained_;
+  std::vector<int> first_trained_;  // of each objective, and the end of the last
+  std::vector<Group> training_groups_, single_groups_;
   int last_tap_layer_ = 0;
 };
 

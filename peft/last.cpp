@@ -38,8 +38,9 @@ void check_last(const LastConfig& config, const model::Backbone& backbone) {
   }
 }
 
+/// [B, T, R] -> [B, H, T, R / H]; of K networks [K, B, T, R] -> [K * B, H, T, R / H]
 at::Tensor split_heads(const at::Tensor& x, std::int64_t num_heads) {
-  return x.unflatten(-1, {num_heads, -1}).transpose(1, 2);  // [B, H, T, R / H]
+  return x.flatten(0, -3).unflatten(-1, {num_heads, -1}).transpose(1, 2);
 }
 
 }  // namespace
@@ -152,6 +153,19 @@ model::CarryPlan LastNetwork::plan_carry(int first_layer, const model::BatchShap
   return plan;
 }
 
+void LastNetwork::visit_weights(const std::function<void(at::Tensor& slot)>& visit) {
+  for (std::vector<Module>& group : modules_) {
+    for (Module& module : group) {
+      for (at::Tensor* slot : {&module.norm.weight, &module.norm.bias, &module.qkv.weight, &module.qkv.bias,
+                               &module.up.weight, &module.up.bias}) {
+        if (slot->defined()) {
+          visit(*slot);
+        }
+      }
+    }
+  }
+}
+
 model::StageInputs LastNetwork::adapt(const model::StageInputs& inputs) const {
   model::StageInputs side = inputs;
   if (side.attention_bias.defined()) {
@@ -210,7 +224,12 @@ at::Tensor LastNetwork::mix(const Module& module, const at::Tensor& x, const Sta
   options.scale = 1 / std::sqrt(static_cast<double>(q.size(3)));
   options.is_causal = spec.is_causal && q.size(2) == keys_values.first.size(2);
   options.key_bias = inputs.attention_bias;
-  return model::attention(q, keys_values.first, keys_values.second, {}, options).transpose(1, 2).flatten(2);
+  if (options.key_bias.defined()) {
+    options.key_bias = options.key_bias.repeat({q.size(0) / options.key_bias.size(0), 1, 1, 1});
+  }
+  const at::Tensor mixed =
+      model::attention(q, keys_values.first, keys_values.second, {}, options).transpose(1, 2).flatten(2);
+  return mixed.view(parts[0].sizes());
 }
 
 at::Tensor LastNetwork::read_out(const model::Layer& head, const Tap& /*tap*/, const model::StageInputs& inputs,

@@ -21,7 +21,8 @@ void describe(OptionTable& table, LastConfig& config);
 /// Trained scalars without the task head. Throws: ConfigError for options that do not fit the backbone.
 std::int64_t count_last(const LastConfig& config, const model::Backbone& backbone);
 
-// B batch, T tokens, D backbone width, R rank, H heads of a module
+// B batch, T tokens, D backbone width, R rank, H heads of a module; K networks that climb together have one dimension
+// more in front of their states
 class LastNetwork final : public SideNetwork {
  public:
   LastNetwork(const LastConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
@@ -35,6 +36,7 @@ class LastNetwork final : public SideNetwork {
   [[nodiscard]] model::CarryPlan plan_carry(int first_layer, const model::BatchShape& shape) const override;
   [[nodiscard]] int last_tap_layer() const override { return last_block_; }
   [[nodiscard]] bool has_backbone_dropout() const override { return true; }
+  void visit_weights(const std::function<void(at::Tensor& slot)>& visit) override;
   [[nodiscard]] model::StageInputs adapt(const model::StageInputs& inputs) const override;
   void climb(std::size_t place, const Tap& tap, const model::StageInputs& inputs, const model::ForwardContext& context,
              model::Carry& side) const override;

@@ -24,9 +24,7 @@ constexpr double kProjectionDeviation = 0.01;
 
 at::Tensor drop(const at::Tensor& x, double probability, const model::ForwardContext& context,
                 const model::LayerPlan& plan, model::DropoutSite site) {
-  return context.is_training
-             ? model::dropout(x, probability, model::dropout_key(context, {RandomDomain::kSide, plan.index}, site))
-             : x;
+  return context.is_training ? model::dropout(x, probability, context, {RandomDomain::kSide, plan.index}, site) : x;
 }
 
 /// The block that owns the table of relative positions of `layer`'s stack.
@@ -188,6 +186,20 @@ model::CarryPlan LstNetwork::plan_carry(int first_layer, const model::BatchShape
   return plan;
 }
 
+void LstNetwork::visit_weights(const std::function<void(at::Tensor& slot)>& visit) {
+  for (SideLayer& beside : side_layers_) {
+    for (at::Tensor* slot :
+         {&beside.first.weight, &beside.first.bias, &beside.ladder.weight, &beside.ladder.bias, &beside.gate}) {
+      if (slot->defined()) {
+        visit(*slot);
+      }
+    }
+    if (beside.layer != nullptr) {
+      beside.layer->visit_weights([&](const auto& /*role*/, at::Tensor& slot, const auto& /*shape*/) { visit(slot); });
+    }
+  }
+}
+
 model::StageInputs LstNetwork::adapt(const model::StageInputs& inputs) const {
   model::StageInputs side = inputs;
   for (at::Tensor* bias : {&side.attention_bias, &side.decoder_attention_bias}) {
@@ -236,7 +248,8 @@ void LstNetwork::climb(std::size_t place, const Tap& tap, const model::StageInpu
 }
 
 at::Tensor LstNetwork::mix(const at::Tensor& gate, const at::Tensor& side, const at::Tensor& other) const {
-  return at::lerp(other, side, at::sigmoid(gate.to(side.scalar_type()) / config_.gate_temperature));
+  const at::Tensor share = at::sigmoid(gate.to(side.scalar_type()) / config_.gate_temperature);
+  return at::lerp(other, side, gate.dim() == 1 ? share : share.view({-1, 1, 1, 1}));
 }
 
 at::Tensor LstNetwork::join_ladder(const SideLayer& beside, const Tap& tap, const model::ForwardContext& context,

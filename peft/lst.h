@@ -15,7 +15,7 @@
 
 namespace espalier::peft {
 
-// B batch, T tokens, D backbone width, S side width
+// B batch, T tokens, D backbone width, S side width; K networks that climb together have one dimension more in front
 class LstNetwork final : public SideNetwork, private ImportanceStart {
  public:
   LstNetwork(const LstConfig& config, model::StageSlice& slice, const model::WeightSource& weights, std::uint64_t seed);
@@ -31,6 +31,7 @@ class LstNetwork final : public SideNetwork, private ImportanceStart {
   [[nodiscard]] int last_tap_layer() const override { return plan_.last_tap_layer; }
   [[nodiscard]] bool has_backbone_dropout() const override { return config_.backbone_dropout; }
   [[nodiscard]] double distill_weight() const override { return config_.distill_weight; }
+  void visit_weights(const std::function<void(at::Tensor& slot)>& visit) override;
   [[nodiscard]] model::StageInputs adapt(const model::StageInputs& inputs) const override;
   void climb(std::size_t place, const Tap& tap, const model::StageInputs& inputs, const model::ForwardContext& context,
              model::Carry& side) const override;

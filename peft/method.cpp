@@ -142,13 +142,13 @@ std::unique_ptr<Method> make_method(const MethodConfig& config, model::StageSlic
                                     const model::WeightSource& weights, std::uint64_t seed) {
   const Entry& entry = entry_of(config);
   if (entry.make_network != nullptr) {
-    return make_joint_method({{"", config, slice.backbone()}}, slice, weights, seed);
+    return make_joint_method({{"", config, slice.backbone()}}, slice, weights, seed, /*is_batched=*/false);
   }
   return entry.make(config, slice, weights, trained_seed(config, seed));
 }
 
 std::unique_ptr<Method> make_joint_method(const std::vector<ObjectiveRequest>& objectives, model::StageSlice& slice,
-                                          const model::WeightSource& weights, std::uint64_t seed) {
+                                          const model::WeightSource& weights, std::uint64_t seed, bool is_batched) {
   std::vector<SideObjective> parts;
   for (const ObjectiveRequest& request : objectives) {
     const Entry& entry = entry_of(request.method);
@@ -169,7 +169,7 @@ std::unique_ptr<Method> make_joint_method(const std::vector<ObjectiveRequest>& o
     }
     parts.push_back(std::move(part));
   }
-  return std::make_unique<BesideMethod>(slice, std::move(parts));
+  return std::make_unique<BesideMethod>(slice, std::move(parts), is_batched);
 }
 
 std::vector<Objective> Method::objectives() {

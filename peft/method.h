@@ -166,10 +166,10 @@ struct ObjectiveRequest {
 };
 
 /// Attaches several methods that share the frozen forward of `slice`, whose head is the first one's. Each gives the
-/// bits that it gives alone.
+/// bits that it gives alone; with `is_batched`, in training, up to rounding where networks of one shape run together.
 /// Throws: ConfigError for methods that are not beside the backbone, or want its forward with and without dropout.
 std::unique_ptr<Method> make_joint_method(const std::vector<ObjectiveRequest>& objectives, model::StageSlice& slice,
-                                          const model::WeightSource& weights, std::uint64_t seed);
+                                          const model::WeightSource& weights, std::uint64_t seed, bool is_batched);
 
 /// Trained scalars of a whole model, a tied one once, head counted apart; from the plan alone.
 struct TrainedCount {

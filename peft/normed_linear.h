@@ -21,7 +21,8 @@ struct StateRecipe {
 };
 
 /// linear(norm(x)); x [..., D] -> [..., out]. Equal to the two in sequence, forward and gradients; keeps what `recipe`
-/// makes x of (x itself: {x}), through which no gradient flows. Weights are cast to x's type. Requires: a LayerNorm.
+/// makes x of (x itself: {x}), through which no gradient flows. Weights are cast to x's type; stacks of K networks'
+/// weights as in model::Linear. Requires: a LayerNorm.
 at::Tensor normed_linear(const at::Tensor& x, const StateRecipe& recipe, const model::Norm& norm,
                          const model::Linear& linear);
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -48,12 +49,18 @@ class SideNetwork {
   /// Of the divergence from the backbone's own predictions in its loss. Above 0 it taps the last layer.
   [[nodiscard]] virtual double distill_weight() const { return 0; }
 
+  /// Every slot that climb() reads, in an order that networks of one shape share. With stacks of K such networks'
+  /// weights in the slots, [K, ...], climb() climbs for all of them: the states of `side` are [K, ...] then, but for
+  /// those that are shared.
+  virtual void visit_weights(const std::function<void(at::Tensor& slot)>& visit) = 0;
+
   /// What its layers read of a micro-batch, made of what the backbone's read.
   [[nodiscard]] virtual model::StageInputs adapt(const model::StageInputs& inputs) const = 0;
   /// Past layer `place` of the slice: replaces entries of `side`, its own carry. `inputs` from adapt().
   virtual void climb(std::size_t place, const Tap& tap, const model::StageInputs& inputs,
                      const model::ForwardContext& context, model::Carry& side) const = 0;
-  /// Logits at the end of the chain. `tap`: of the layer below the head. `inputs`: the backbone's.
+  /// Logits at the end of the chain, of the "hidden" in `side`. `tap`: of the layer below the head. `inputs`: the
+  /// backbone's.
   [[nodiscard]] virtual at::Tensor read_out(const model::Layer& head, const Tap& tap, const model::StageInputs& inputs,
                                             const model::ForwardContext& context, const model::Carry& side) const = 0;
 };

@@ -84,6 +84,11 @@ void describe(OptionTable& table, TrainConfig& config) {
       .help("Stop after so many evaluations without a better metric. 0: never stop early.");
   table.add("train.restore_best", config.restore_best)
       .help("End with the trained tensors of the best evaluation instead of the last step's.");
+  table.add("train.batched", config.batched)
+      .help(
+          "Several objectives: those whose side networks have one shape take a step as grouped matrix products, which "
+          "is "
+          "faster where rows are few and gives each the bits that it gives alone but for the last.");
 }
 
 void describe(OptionTable& table, CheckpointConfig& config) {

@@ -42,6 +42,7 @@ struct TrainConfig {
   std::string best_metric = "auto";
   std::int64_t patience = 0;
   bool restore_best = true;
+  bool batched = false;
 };
 /// Keys "train.*".
 void describe(OptionTable& table, TrainConfig& config);

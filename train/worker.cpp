@@ -55,7 +55,7 @@ Worker::Worker(const WorkerConfig& config, const Ranks& ranks)
     for (std::size_t k = 0; k < objectives_.size(); ++k) {
       requests.push_back({objectives_[k].part.name, config.objectives[k].peft, objectives_[k].backbone});
     }
-    method_ = peft::make_joint_method(requests, *slice_, *weights_, config.seed);
+    method_ = peft::make_joint_method(requests, *slice_, *weights_, config.seed, config.batched);
   }
   auto parts = method_->objectives();
   for (std::size_t k = 0; k < objectives_.size(); ++k) {

@@ -32,6 +32,7 @@ struct WorkerConfig {
   ParallelConfig parallel;
   std::uint64_t seed = 0;
   std::vector<ObjectiveConfig> objectives = {};  ///< at least one
+  bool batched = false;                          ///< TrainConfig's
 };
 
 /// The weights that the options name. Throws: ConfigError naming file and tensor.

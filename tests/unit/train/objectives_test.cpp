@@ -6,7 +6,6 @@
 #include <ATen/record_function.h>
 #include <gtest/gtest.h>
 
-#include <fstream>
 #include <limits>
 #include <set>
 
@@ -19,28 +18,6 @@
 
 namespace espalier::test {
 namespace {
-
-/// What the run of one objective gave, under the names that it has alone.
-RunOutcome share_of(const RunOutcome& joint, const std::string& name, const std::filesystem::path& folder) {
-  RunOutcome own;
-  const auto prefix = peft::objective_prefix(name);
-  for (const auto& [tensor_name, tensor] : joint.trained) {
-    if (tensor_name.starts_with(prefix)) own.trained.emplace(tensor_name.substr(prefix.size()), tensor);
-  }
-  std::ifstream lines(train::RunFolder(folder).metrics_file());
-  for (std::string line; std::getline(lines, line);) {
-    const auto record = nlohmann::json::parse(line);
-    if (record.at("kind") != "train") continue;
-    const auto found = record.at("objectives").find(name);
-    if (found != record.at("objectives").end() && found->at("loss").is_number()) {
-      own.losses.push_back(found->at("loss").get<double>());
-    }
-  }
-  for (const auto& objective : joint.summary.at("objectives")) {
-    if (objective.at("name") == name) own.summary = objective;
-  }
-  return own;
-}
 
 class Objectives : public testing::Test, protected TrainingRuns {
  protected:

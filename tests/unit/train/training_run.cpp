@@ -62,7 +62,7 @@ RunOutcome run_training(RunRequest request, Layout layout) {
       objective.data = data::with_label_column(dataset.info(), request.label_columns[objective.name]);
       objective.head = train::head_request(objective.data, request.pooling);
     }
-    train::Worker worker({model, parallel, /*seed=*/7, objectives}, train::Ranks{world});
+    train::Worker worker({model, parallel, /*seed=*/7, objectives, request.batched}, train::Ranks{world});
     train::TrainerConfig config;
     config.data.global_batch_size = 12;
     config.data.micro_batch_size = 3;
@@ -99,6 +99,27 @@ RunOutcome run_training(RunRequest request, Layout layout) {
   outcome.losses = read_steps(metrics, "loss");
   outcome.gradient_norms = read_steps(metrics, "gradient_norm");
   return outcome;
+}
+
+RunOutcome share_of(const RunOutcome& joint, const std::string& name, const std::filesystem::path& folder) {
+  RunOutcome own;
+  const auto prefix = peft::objective_prefix(name);
+  for (const auto& [tensor_name, tensor] : joint.trained) {
+    if (tensor_name.starts_with(prefix)) own.trained.emplace(tensor_name.substr(prefix.size()), tensor);
+  }
+  std::ifstream lines(train::RunFolder(folder).metrics_file());
+  for (std::string line; std::getline(lines, line);) {
+    const auto record = nlohmann::json::parse(line);
+    if (record.at("kind") != "train") continue;
+    const auto found = record.at("objectives").find(name);
+    if (found != record.at("objectives").end() && found->at("loss").is_number()) {
+      own.losses.push_back(found->at("loss").get<double>());
+    }
+  }
+  for (const auto& objective : joint.summary.at("objectives")) {
+    if (objective.at("name") == name) own.summary = objective;
+  }
+  return own;
 }
 
 RunOutcome TrainingRuns::run(const std::string& name, Layout layout) {

@@ -36,6 +36,7 @@ struct RunRequest {
   double weight_decay = 0;
   bool restore_best = true;
   std::string best_metric = "auto";
+  bool batched = false;
   std::vector<train::ObjectiveConfig> objectives = {};    ///< in place of `peft`; empty: one without a name
   std::map<std::string, std::string> label_columns = {};  ///< by objective; absent: the labels
   [[nodiscard]] optim::OptimizerConfig optimizer() const;
@@ -63,6 +64,9 @@ class TrainingRuns {
   TemporaryFolder folder_;
   RunRequest request_;
 };
+
+/// What the run of one of several objectives gave, under the names that it has alone. `folder`: of the joint run.
+RunOutcome share_of(const RunOutcome& joint, const std::string& name, const std::filesystem::path& folder);
 
 /// Equal names and equal bits.
 void expect_same_bits(const RunOutcome& found, const RunOutcome& expected, const std::string& what);
