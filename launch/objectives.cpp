@@ -130,6 +130,7 @@ std::vector<ObjectiveOptions> plan_objectives(const OptionTable& table) {
 
 std::string names_of(const std::vector<ObjectiveOptions>& objectives) {
   std::vector<std::string> names;
+  names.reserve(objectives.size());
   for (const auto& objective : objectives) {
     names.push_back(objective.name);
   }

@@ -134,6 +134,7 @@ int train_in_session(Session& session, const Arguments& arguments) {
                 run.data.max_length, run.data.path, dataset.info().max_length);
   }
   std::vector<train::ObjectiveConfig> objectives;
+  objectives.reserve(objective_options.size());
   for (const auto& options : objective_options) {
     objectives.push_back(make_objective(options, dataset.info()));
   }

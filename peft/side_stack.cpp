@@ -51,6 +51,7 @@ model::Carry stack(const std::vector<model::Carry>& carries) {
   model::Carry stacked;
   for (const auto& [name, value] : carries.front()) {
     std::vector<at::Tensor> of_networks;
+    of_networks.reserve(carries.size());
     for (const model::Carry& carry : carries) {
       of_networks.push_back(carry.at(name));
     }
