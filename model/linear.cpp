@@ -3,6 +3,8 @@
 
 #include <ATen/ATen.h>
 
+#include "common/check.h"
+
 namespace espalier::model {
 
 namespace {
@@ -38,7 +40,10 @@ at::Tensor stacked_linear(const at::Tensor& x, const at::Tensor& weight, const a
 }  // namespace
 
 at::Tensor Linear::forward(const at::Tensor& x, const ForwardContext& context) const {
-  if (weight.dim() == 3) return stacked_linear(x, in_type_of(x, weight), in_type_of(x, bias));
+  if (weight.dim() == 3) {
+    ESPALIER_CHECK(!delta, "a stack of linears has no slot for a delta");
+    return stacked_linear(x, in_type_of(x, weight), in_type_of(x, bias));
+  }
   const auto y = at::linear(x, in_type_of(x, weight), in_type_of(x, bias));
   return delta ? y + delta->forward(x, context) : y;
 }
