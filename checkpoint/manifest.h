@@ -27,7 +27,7 @@ struct TensorEntry {
   std::string file;
   std::vector<std::int64_t> shape;
   std::string dtype;   ///< "float32", "bfloat16", ...: the names of checkpoint/tensor_file.h
-  std::string digest;  ///< XXH3-128 of the elements in row-major order, little-endian; none in an adapter
+  std::string digest;  ///< XXH3-128 of the elements in row-major order, little-endian
 };
 
 struct Manifest {

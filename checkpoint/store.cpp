@@ -8,7 +8,6 @@
 #include <optional>
 #include <set>
 
-#include "checkpoint/loaded.h"
 #include "checkpoint/publish.h"
 #include "common/digest.h"
 #include "common/durable_file.h"
@@ -78,6 +77,36 @@ void together(dist::Communicator& control, const char* what, const Action& actio
 }
 
 }  // namespace
+
+std::vector<std::string> LoadedCheckpoint::names() const {
+  std::vector<std::string> names;
+  for (const auto& [name, entry] : manifest_.tensors) names.push_back(name);
+  return names;
+}
+
+const TensorEntry& LoadedCheckpoint::entry(const std::string& name) const {
+  const auto place = manifest_.tensors.find(name);
+  if (place == manifest_.tensors.end()) {
+    throw IoError(fmt::format("{}: expected tensor {}, found {} others; the run that saved it had other options",
+                              folder_.string(), name, manifest_.tensors.size()));
+  }
+  return place->second;
+}
+
+void LoadedCheckpoint::read_into(const std::string& name, const at::Tensor& target) const {
+  const TensorEntry& stored = entry(name);
+  auto file = files_.find(stored.file);
+  if (file == files_.end()) file = files_.emplace(stored.file, open(stored.file)).first;
+  read_tensor(file->second, name, stored, target);
+}
+
+Hdf5File LoadedCheckpoint::open(const std::string& name) const {
+  try {
+    return Hdf5File::open(folder_ / name);
+  } catch (const ConfigError& error) {  // it passed its digest, so it is not the user's mistake
+    throw IoError(error.what());
+  }
+}
 
 CheckpointStore::CheckpointStore(fs::path root, dist::Communicator& control, int keep)
     : root_(std::move(root)), control_(control), keep_(keep) {
@@ -242,7 +271,13 @@ std::unique_ptr<LoadedCheckpoint> CheckpointStore::load_latest() {
 }
 
 std::unique_ptr<LoadedCheckpoint> CheckpointStore::load(std::int64_t step) {
-  return make_loaded(folder_of(step), verify_over_ranks(step));
+  return std::make_unique<LoadedCheckpoint>(folder_of(step), verify_over_ranks(step));
+}
+
+std::unique_ptr<LoadedCheckpoint> open_checkpoint(const fs::path& folder) {
+  Manifest manifest = parse_manifest(read_file(folder / kManifestName), folder / kManifestName);
+  for (const auto& [name, entry] : manifest.files) verify_file(folder, name, entry);
+  return std::make_unique<LoadedCheckpoint>(folder, std::move(manifest));
 }
 
 std::int64_t stored_bytes(const fs::path& folder) {

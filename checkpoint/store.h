@@ -9,33 +9,47 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "checkpoint/manifest.h"
 #include "checkpoint/tensor_file.h"
+#include "common/hdf5_file.h"
 #include "dist/communicator.h"
 
 namespace espalier::checkpoint {
 
-/// A checkpoint whose files were verified (sizes and XXH3-128) before any was opened.
+/// A checkpoint whose files were verified (sizes and XXH3-128) before any was opened. HDF5 opens a file when its first
+/// tensor is read. Thread: not shared.
 class LoadedCheckpoint {
  public:
-  virtual ~LoadedCheckpoint() = default;
-  [[nodiscard]] virtual std::int64_t step() const = 0;
-  /// What the trainer put in: position, config digest, metrics.
-  [[nodiscard]] virtual const nlohmann::json& state() const = 0;
-  [[nodiscard]] virtual const std::filesystem::path& folder() const = 0;
+  /// Requires: every file of `manifest` passed verify_file.
+  LoadedCheckpoint(std::filesystem::path folder, Manifest manifest)
+      : folder_(std::move(folder)), manifest_(std::move(manifest)) {}
+
+  [[nodiscard]] std::int64_t step() const { return manifest_.step; }
+  /// What the trainer put in: its options, digests of backbone and dataset, how far each objective has come.
+  [[nodiscard]] const nlohmann::json& state() const { return manifest_.state; }
+  [[nodiscard]] const std::filesystem::path& folder() const { return folder_; }
   /// Sorted.
-  [[nodiscard]] virtual std::vector<std::string> names() const = 0;
+  [[nodiscard]] std::vector<std::string> names() const;
   /// File, shape and type of a stored tensor. Throws: IoError naming folder and tensor if it is missing.
-  [[nodiscard]] virtual const TensorEntry& entry(const std::string& name) const = 0;
+  [[nodiscard]] const TensorEntry& entry(const std::string& name) const;
   /// Copies the stored tensor into `target`.
   /// Throws: IoError naming file and tensor if it is missing or of another shape or type.
-  virtual void read_into(const std::string& name, at::Tensor target) const = 0;
+  void read_into(const std::string& name, const at::Tensor& target) const;
+
+ private:
+  [[nodiscard]] Hdf5File open(const std::string& name) const;
+
+  std::filesystem::path folder_;
+  Manifest manifest_;
+  mutable std::map<std::string, Hdf5File> files_;
 };
 
 class CheckpointStore {
@@ -83,12 +97,11 @@ class CheckpointStore {
   FaultHook fault_hook_;
 };
 
-/// Reads and verifies a checkpoint or exported adapter without ranks (inspect, evaluate); an adapter's state is its
-/// description.
-/// Throws: IoError (absent or damaged), ConfigError (an adapter of another format version).
+/// Reads and verifies a checkpoint without ranks (inspect).
+/// Throws: IoError (absent, damaged, or of another format version).
 std::unique_ptr<LoadedCheckpoint> open_checkpoint(const std::filesystem::path& folder);
 
-/// Bytes of all files of a checkpoint or exported adapter, as the file system has them. Throws: IoError.
+/// Bytes of all files of a checkpoint, as the file system has them. Throws: IoError.
 std::int64_t stored_bytes(const std::filesystem::path& folder);
 
 }  // namespace espalier::checkpoint

@@ -49,6 +49,15 @@ std::string dataset_name(const std::string& tensor_name) {
   return "tensors/" + escaped;
 }
 
+/// Throws: IoError naming `what`, expected and found, when `target` has not the shape and type of the stored tensor.
+void require_alike(const TensorEntry& entry, const at::Tensor& target, const std::string& what) {
+  const char* expected = stored_type(target.scalar_type(), what).text;
+  if (entry.shape != target.sizes().vec() || entry.dtype != expected) {
+    throw IoError(fmt::format("{}: expected {} [{}], found {} [{}]; the run that saved it had other options", what,
+                              expected, fmt::join(target.sizes(), ", "), entry.dtype, fmt::join(entry.shape, ", ")));
+  }
+}
+
 }  // namespace
 
 std::string dtype_text(at::ScalarType dtype, const std::string& what) {
@@ -71,14 +80,6 @@ std::map<std::string, TensorEntry> write_tensor_file(const std::filesystem::path
   }
   file.flush_and_close();
   return entries;
-}
-
-void require_alike(const TensorEntry& entry, const at::Tensor& target, const std::string& what) {
-  const char* expected = stored_type(target.scalar_type(), what).text;
-  if (entry.shape != target.sizes().vec() || entry.dtype != expected) {
-    throw IoError(fmt::format("{}: expected {} [{}], found {} [{}]; the run that saved it had other options", what,
-                              expected, fmt::join(target.sizes(), ", "), entry.dtype, fmt::join(entry.shape, ", ")));
-  }
 }
 
 void read_tensor(const Hdf5File& file, const std::string& name, const TensorEntry& entry, const at::Tensor& target) {

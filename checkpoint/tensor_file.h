@@ -19,9 +19,6 @@ using NamedTensors = std::map<std::string, at::Tensor>;
 /// "float32" for at::kFloat, and so on. Throws: IoError naming `what` for a type that is not stored.
 std::string dtype_text(at::ScalarType dtype, const std::string& what);
 
-/// Throws: IoError naming `what`, expected and found, when `target` has not the shape and type of the stored tensor.
-void require_alike(const TensorEntry& entry, const at::Tensor& target, const std::string& what);
-
 /// Writes every tensor (one host copy at a time) and says what was written. Not durable: the caller syncs.
 /// Throws: IoError naming file and tensor.
 std::map<std::string, TensorEntry> write_tensor_file(const std::filesystem::path& file, const NamedTensors& tensors);

@@ -1,15 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // espalier inspect PATH: says what a model folder, dataset, run folder, checkpoint or adapter holds.
+#include <ATen/ATen.h>
 #include <spdlog/fmt/fmt.h>
+#include <spdlog/fmt/ranges.h>
 
 #include <numeric>
+#include <set>
+#include <utility>
 
 #include "checkpoint/adapter.h"
 #include "checkpoint/store.h"
+#include "checkpoint/tensor_file.h"
 #include "common/durable_file.h"
 #include "common/error.h"
 #include "data/dataset.h"
 #include "launch/commands.h"
+#include "launch/peft_folder.h"
 #include "launch/run_config.h"
 #include "model/slice.h"
 #include "train/run_folder.h"
@@ -98,6 +104,37 @@ std::string describe_adapter_folder(const fs::path& folder) {
                      adapter.description.dump(2) + "\n");
 }
 
+/// As its files say it: whether Espalier can read the folder depends on the model, too.
+std::string describe_peft(const fs::path& folder) {
+  const auto config = read_peft_config(folder);
+  std::string text = fmt::format("{}: an adapter of PEFT\n", folder.string());
+  const std::pair<const char*, const char*> rows[] = {{"method", "peft_type"},
+                                                      {"task", "task_type"},
+                                                      {"rank", "r"},
+                                                      {"alpha", "lora_alpha"},
+                                                      {"rank pattern", "rank_pattern"},
+                                                      {"alpha pattern", "alpha_pattern"},
+                                                      {"targets", "target_modules"},
+                                                      {"saved modules", "modules_to_save"},
+                                                      {"backbone", "base_model_name_or_path"}};
+  for (const auto& [name, key] : rows) {
+    if (config.contains(key) && !config[key].empty()) {  // null is empty
+      text += row(name, config[key].is_string() ? config[key].get<std::string>() : config[key].dump());
+    }
+  }
+  const auto source = open_peft_tensors(folder);
+  const auto names = source->names();
+  std::uint64_t bytes = 0;
+  std::set<std::string> types;
+  for (const std::string& name : names) {
+    const at::Tensor tensor = source->get(name);
+    bytes += tensor.nbytes();
+    types.insert(checkpoint::dtype_text(tensor.scalar_type(), fmt::format("{}: tensor {}", folder.string(), name)));
+  }
+  return text + row("tensors", fmt::format("{}", names.size())) + row("bytes", fmt::format("{}", bytes)) +
+         row("type", fmt::format("{}", fmt::join(types, ", ")));
+}
+
 std::string describe_run(const train::RunFolder& folder) {
   std::string text = folder.path().string() + ": a run\n";
   if (fs::exists(folder.checkpoints())) {
@@ -122,6 +159,9 @@ std::string describe_path(const fs::path& path, const InspectRequest& request) {
   if (fs::exists(path / "adapter.json")) {
     return describe_adapter_folder(path);
   }
+  if (is_peft_folder(path)) {
+    return describe_peft(path);
+  }
   if (fs::exists(path / "config.json")) {
     return describe_model(path, request);
   }
@@ -131,7 +171,7 @@ std::string describe_path(const fs::path& path, const InspectRequest& request) {
   }
   throw ConfigError(fmt::format(
       "{}: expected a model folder (config.json), a run (config.ini), a checkpoint (manifest.json), an adapter "
-      "(adapter.json) or a dataset file, found none of them",
+      "(adapter.json, or adapter_config.json of PEFT) or a dataset file, found none of them; check the path",
       path.string()));
 }
 

@@ -8,10 +8,12 @@
 #include <utility>
 #include <vector>
 
+#include "checkpoint/tensor_file.h"
 #include "common/durable_file.h"
 #include "launch/new_folder.h"
 #include "launch/transformers_names.h"
 #include "model/weight_loader.h"
+#include "train/device.h"
 
 namespace fs = std::filesystem;
 
@@ -32,14 +34,10 @@ constexpr const char* kCopiedFiles[] = {"tokenizer.json",
                                         "tokenizer.model",
                                         "sentencepiece.bpe.model",
                                         "chat_template.jinja",
+                                        "chat_template.json",
                                         "generation_config.json",
-                                        "preprocessor_config.json"};
-
-const std::map<std::string, std::pair<at::ScalarType, const char*>>& types() {
-  static const std::map<std::string, std::pair<at::ScalarType, const char*>> all = {
-      {"fp32", {at::kFloat, "float32"}}, {"bf16", {at::kBFloat16, "bfloat16"}}, {"fp16", {at::kHalf, "float16"}}};
-  return all;
-}
+                                        "preprocessor_config.json",
+                                        "processor_config.json"};
 
 /// What the folder leaves out before the names of the base model ("" for the folder of a class with a head).
 std::string missing_prefix(const model::Backbone& backbone, const model::WeightSource& weights) {
@@ -93,7 +91,7 @@ std::map<std::string, at::Tensor> all_tensors(const model::Backbone& backbone, c
   if (type != "stored") {
     for (auto& [name, tensor] : tensors) {
       if (tensor.is_floating_point()) {
-        tensor = tensor.to(types().at(type).first);
+        tensor = tensor.to(train::compute_type_from(type));
       }
     }
   }
@@ -155,7 +153,7 @@ std::string merged_config(const model::Backbone& backbone, const std::string& cl
   if (type != "stored") {
     // "torch_dtype" before transformers 5.
     config.erase("torch_dtype");
-    config["dtype"] = types().at(type).second;
+    config["dtype"] = checkpoint::dtype_text(train::compute_type_from(type), "--type");
   }
   return config.dump(2) + "\n";
 }

@@ -18,7 +18,7 @@ struct MergedOptions {
 
 /// Writes the backbone's folder anew with `merged` weights (by canonical name) in place of its own: tensors that
 /// training left alone keep their bytes, changed ones their stored type (those of a task head are fp32). config.json
-/// names the class with the head; files of the tokenizer are copied.
+/// names the class with the head; files of tokenizer, chat template and processor are copied.
 /// Throws: ConfigError for what `transformers` has no class for and for a folder that is there; IoError.
 void write_merged_folder(const std::filesystem::path& folder, const model::Backbone& backbone,
                          const std::string& pooling, const model::WeightSource& weights,

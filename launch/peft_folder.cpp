@@ -7,8 +7,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <set>
+#include <utility>
+#include <vector>
 
 #include "common/durable_file.h"
 #include "common/error.h"
@@ -32,10 +33,6 @@ struct Module {
   std::int64_t num_parts = 1;
   bool is_transposed = false;
 };
-
-std::string without_end(const std::string& name, std::string_view end) {
-  return name.substr(0, name.size() - end.size());
-}
 
 /// Every linear of the blocks, by module name.
 std::map<std::string, Module> modules_of(const model::Backbone& backbone) {
@@ -102,6 +99,10 @@ std::string first_component(const std::string& name) {
   return name.substr(0, name.find('.') + 1);
 }
 
+std::string module_of(const std::string& parameter) {
+  return parameter.substr(0, parameter.rfind('.'));
+}
+
 /// The factors of a module: those of its parts one above the other, each part reading its own.
 std::pair<at::Tensor, at::Tensor> stack_factors(const Module& module,
                                                 const std::map<std::string, at::Tensor>& tensors) {
@@ -120,7 +121,153 @@ std::pair<at::Tensor, at::Tensor> stack_factors(const Module& module,
   return {at::cat(a, 0), b};
 }
 
+/// Collects what the two files say, step by step.
+class Writer {
+ public:
+  Writer(const peft::LoraConfig& config, const model::Backbone& backbone, const model::WeightSource& weights,
+         const std::map<std::string, at::Tensor>& tensors)
+      : config_(config), backbone_(backbone), weights_(weights), tensors_(tensors) {
+    add_factors();
+    add_head();
+    add_biases();
+  }
+
+  /// By PEFT's names.
+  [[nodiscard]] std::vector<std::pair<std::string, at::Tensor>> tensors() const {
+    return {saved_.begin(), saved_.end()};
+  }
+
+  [[nodiscard]] nlohmann::ordered_json description() const {
+    const auto saved_head = saved_modules(head_names_, base_prefix_);
+    const auto [ranks, alphas] = patterns();
+    return {{"peft_type", "LORA"},
+            {"task_type", task_type()},
+            {"base_model_name_or_path", backbone_.folder.string()},
+            {"inference_mode", true},
+            {"r", config_.rank},
+            {"lora_alpha", config_.alpha},
+            {"use_rslora", config_.rank_stabilized},
+            {"rank_pattern", ranks},
+            {"alpha_pattern", alphas},
+            {"lora_dropout", config_.dropout},
+            {"target_modules", shortest_names(adapted_, all_modules_)},
+            {"fan_in_fan_out", is_transposed_},
+            {"bias", config_.biases == "targets" ? "lora_only" : config_.biases},
+            {"modules_to_save", saved_head.empty() ? nlohmann::json() : nlohmann::json(saved_head)},
+            {"init_lora_weights", true}};
+  }
+
+ private:
+  [[nodiscard]] std::set<std::string> target_linears() const {
+    std::set<std::string> targets;
+    for (const model::LayerPlan& layer : backbone_.chain) {
+      if (layer.block) {
+        for (const auto& target : peft::plan_lora(config_, layer)) {
+          targets.insert(layer.name + "." + target.role);
+        }
+      }
+    }
+    return targets;
+  }
+
+  void add_factors() {
+    const auto targets = target_linears();
+    std::map<std::string, Module> modules = modules_of(backbone_);
+    base_prefix_ = first_component(modules.begin()->first);
+    for (auto& [name, module] : modules) {
+      std::erase_if(module.parts, [&](const Module::Part& part) { return !targets.contains(part.linear); });
+      if (module.parts.empty()) {
+        continue;
+      }
+      const auto [a, b] = stack_factors(module, tensors_);
+      saved_.emplace(kPeftPrefix + name + ".lora_A.weight", a);
+      saved_.emplace(kPeftPrefix + name + ".lora_B.weight", b);
+      names_by_parts_[module.parts.size()].push_back(name);
+      adapted_.push_back(name);
+      is_transposed_ = is_transposed_ || module.is_transposed;
+    }
+  }
+
+  /// The task head, and on the way the names of all modules.
+  void add_head() {
+    model::visit_planned_weights(backbone_, [&](const model::LayerPlan& layer, const std::string& role,
+                                                const std::vector<std::int64_t>& /*shape*/) {
+      const std::string name = parameter_name(backbone_, checkpoint_name(backbone_, layer, role));
+      all_modules_.push_back(module_of(name));
+      const auto found = tensors_.find(layer.name + "." + role);
+      if (found != tensors_.end() && model::is_task_weight(layer, role)) {
+        head_names_.push_back(name);
+        saved_.emplace(kPeftPrefix + name, found->second);
+      }
+    });
+  }
+
+  /// What trained besides the head. One that several roles share comes whole.
+  void add_biases() {
+    std::map<std::string, at::Tensor> biases;
+    std::map<std::string, std::string> stored_names;  // by PEFT's
+    model::visit_planned_weights(backbone_, [&](const model::LayerPlan& layer, const std::string& role,
+                                                const std::vector<std::int64_t>& /*shape*/) {
+      const auto found = tensors_.find(layer.name + "." + role);
+      if (found == tensors_.end() || model::is_task_weight(layer, role)) {
+        return;
+      }
+      biases.insert(*found);
+      const std::string module = module_of(parameter_name(backbone_, checkpoint_name(backbone_, layer, role)));
+      const bool has_factors = std::find(adapted_.begin(), adapted_.end(), module) != adapted_.end();
+      stored_names.emplace(kPeftPrefix + module + (has_factors ? ".base_layer.bias" : ".bias"),
+                           model::present_names(backbone_.family->stored_weight(layer, role), weights_).front());
+    });
+    const auto stored = to_stored(backbone_, weights_, biases);
+    for (const auto& [name, stored_name] : stored_names) {
+      saved_.emplace(name, stored.at(stored_name));
+    }
+  }
+
+  /// rank_pattern and alpha_pattern: of modules that hold the factors of several roles.
+  [[nodiscard]] std::pair<nlohmann::ordered_json, nlohmann::ordered_json> patterns() const {
+    const double scale = peft::lora_scale(config_);
+    nlohmann::ordered_json ranks = nlohmann::ordered_json::object(), alphas = ranks;
+    for (const auto& [num_parts, names] : names_by_parts_) {
+      if (num_parts == 1) {
+        continue;
+      }
+      const auto rank = config_.rank * static_cast<std::int64_t>(num_parts);
+      const auto size = static_cast<double>(rank);
+      for (const std::string& name : shortest_names(names, all_modules_)) {
+        ranks[name] = rank;
+        alphas[name] = scale * (config_.rank_stabilized ? std::sqrt(size) : size);
+      }
+    }
+    return {ranks, alphas};
+  }
+
+  /// Null where PEFT has no class for the task.
+  [[nodiscard]] nlohmann::json task_type() const {
+    if (backbone_.head().is_language_model) {
+      return backbone_.is_encoder_decoder() ? "SEQ_2_SEQ_LM" : "CAUSAL_LM";
+    }
+    const bool is_text = !backbone_.chain.front().patch_embedding;
+    return is_text && !backbone_.is_encoder_decoder() ? nlohmann::json("SEQ_CLS") : nlohmann::json();
+  }
+
+  const peft::LoraConfig& config_;
+  const model::Backbone& backbone_;
+  const model::WeightSource& weights_;
+  const std::map<std::string, at::Tensor>& tensors_;  // by canonical name
+  std::map<std::string, at::Tensor> saved_;           // by PEFT's
+  std::vector<std::string> adapted_;                  // modules with factors
+  std::map<std::size_t, std::vector<std::string>> names_by_parts_;
+  std::vector<std::string> all_modules_, head_names_;
+  std::string base_prefix_;
+  bool is_transposed_ = false;
+};
+
 }  // namespace
+
+std::string without_end(const std::string& name, std::string_view end) {
+  return name.substr(0, name.size() - end.size());
+}
 
 bool is_peft_folder(const fs::path& folder) {
   return fs::exists(folder / kPeftConfigName) && !fs::exists(folder / checkpoint::kAdapterDescriptionName);
@@ -136,103 +283,10 @@ void write_peft_folder(const fs::path& folder, const peft::MethodConfig& config,
                     config.method));
   }
   static_cast<void>(transformers_class(backbone, pooling));  // refuses what transformers does not build
-  std::set<std::string> targets;
-  for (const model::LayerPlan& layer : backbone.chain) {
-    if (layer.block) {
-      for (const auto& target : peft::plan_lora(config.lora, layer)) {
-        targets.insert(layer.name + "." + target.role);
-      }
-    }
-  }
-  std::map<std::string, Module> modules = modules_of(backbone);
-  const std::string base_prefix = first_component(modules.begin()->first);
-  std::map<std::size_t, std::vector<std::string>> names_by_parts;
-  std::map<std::string, at::Tensor> saved;
-  bool is_transposed = false;
-  std::vector<std::string> adapted;
-  for (auto& [name, module] : modules) {
-    std::erase_if(module.parts, [&](const Module::Part& part) { return !targets.contains(part.linear); });
-    if (module.parts.empty()) {
-      continue;
-    }
-    const auto [a, b] = stack_factors(module, tensors);
-    saved.emplace(kPeftPrefix + name + ".lora_A.weight", a);
-    saved.emplace(kPeftPrefix + name + ".lora_B.weight", b);
-    names_by_parts[module.parts.size()].push_back(name);
-    adapted.push_back(name);
-    is_transposed = is_transposed || module.is_transposed;
-  }
-
-  std::map<std::string, at::Tensor> biases;
-  std::vector<std::string> all_modules, head_names;
-  model::visit_planned_weights(backbone, [&](const model::LayerPlan& layer, const std::string& role,
-                                             const std::vector<std::int64_t>& /*shape*/) {
-    const std::string name = parameter_name(backbone, checkpoint_name(backbone, layer, role));
-    all_modules.push_back(name.substr(0, name.rfind('.')));
-    const auto found = tensors.find(layer.name + "." + role);
-    if (found == tensors.end()) {
-      return;
-    }
-    if (model::is_task_weight(layer, role)) {
-      head_names.push_back(name);
-      saved.emplace(kPeftPrefix + name, found->second);
-    } else {
-      biases.insert(*found);
-    }
-  });
-  // A bias that several roles share comes whole.
-  const auto stored_biases = to_stored(backbone, weights, biases);
-  model::visit_planned_weights(backbone, [&](const model::LayerPlan& layer, const std::string& role,
-                                             const std::vector<std::int64_t>& /*shape*/) {
-    if (!biases.contains(layer.name + "." + role)) {
-      return;
-    }
-    const auto present = model::present_names(backbone.family->stored_weight(layer, role), weights);
-    const std::string name = parameter_name(backbone, checkpoint_name(backbone, layer, role));
-    const std::string module = name.substr(0, name.rfind('.'));
-    const bool has_factors = std::find(adapted.begin(), adapted.end(), module) != adapted.end();
-    saved.emplace(kPeftPrefix + module + (has_factors ? ".base_layer.bias" : ".bias"),
-                  stored_biases.at(present.front()));
-  });
-
-  const double scale = peft::lora_scale(config.lora);
-  nlohmann::ordered_json ranks = nlohmann::ordered_json::object(), alphas = ranks;
-  for (const auto& [num_parts, names] : names_by_parts) {
-    if (num_parts > 1) {
-      const auto rank = config.lora.rank * static_cast<std::int64_t>(num_parts);
-      for (const std::string& name : shortest_names(names, all_modules)) {
-        ranks[name] = rank;
-        alphas[name] =
-            scale * (config.lora.rank_stabilized ? std::sqrt(static_cast<double>(rank)) : static_cast<double>(rank));
-      }
-    }
-  }
-  const auto saved_head = saved_modules(head_names, base_prefix);
-  nlohmann::json task_type;
-  if (backbone.head().is_language_model) {
-    task_type = backbone.is_encoder_decoder() ? "SEQ_2_SEQ_LM" : "CAUSAL_LM";
-  } else if (!backbone.chain.front().patch_embedding && !backbone.is_encoder_decoder()) {
-    task_type = "SEQ_CLS";
-  }
-  const nlohmann::ordered_json description = {
-      {"peft_type", "LORA"},
-      {"task_type", task_type},
-      {"base_model_name_or_path", backbone.folder.string()},
-      {"inference_mode", true},
-      {"r", config.lora.rank},
-      {"lora_alpha", config.lora.alpha},
-      {"use_rslora", config.lora.rank_stabilized},
-      {"rank_pattern", ranks},
-      {"alpha_pattern", alphas},
-      {"lora_dropout", config.lora.dropout},
-      {"target_modules", shortest_names(adapted, all_modules)},
-      {"fan_in_fan_out", is_transposed},
-      {"bias", config.lora.biases == "targets" ? "lora_only" : config.lora.biases},
-      {"modules_to_save", saved_head.empty() ? nlohmann::json() : nlohmann::json(saved_head)},
-      {"init_lora_weights", true}};
+  const Writer writer(config.lora, backbone, weights, tensors);
   write_new_folder(folder, [&](const fs::path& temporary) {
-    model::write_safetensors(temporary / kPeftTensorsName, {saved.begin(), saved.end()}, {{"format", "pt"}});
-    write_file_durably(temporary / kPeftConfigName, description.dump(2) + "\n");
+    model::write_safetensors(temporary / kPeftTensorsName, writer.tensors(), {{"format", "pt"}});
+    write_file_durably(temporary / kPeftConfigName, writer.description().dump(2) + "\n");
   });
 }
 

@@ -4,7 +4,10 @@
 
 #include <filesystem>
 #include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 
 #include "checkpoint/adapter.h"
 #include "model/slice.h"
@@ -20,6 +23,15 @@ inline constexpr const char* kPeftPrefix = "base_model.model.";
 /// Whether `folder` has PEFT's description (and not ours).
 bool is_peft_folder(const std::filesystem::path& folder);
 
+/// adapter_config.json as it stands; of several patterns PEFT takes the first that matches, so their order stays.
+/// Throws: ConfigError unless it is a JSON object.
+nlohmann::ordered_json read_peft_config(const std::filesystem::path& folder);
+/// Throws: ConfigError where the tensors are absent or no safetensors.
+std::unique_ptr<model::WeightSource> open_peft_tensors(const std::filesystem::path& folder);
+
+/// `name` without its end, which is `end`.
+std::string without_end(const std::string& name, std::string_view end);
+
 /// Writes the trained `tensors` of a LoRA, by canonical name, so that `peft` loads them onto the `transformers` model.
 /// Throws: ConfigError for what the format cannot say and for a folder that is there; IoError.
 void write_peft_folder(const std::filesystem::path& folder, const peft::MethodConfig& config,
@@ -28,7 +40,8 @@ void write_peft_folder(const std::filesystem::path& folder, const peft::MethodCo
 
 /// Reads such a folder onto the model in `model_folder`, as the adapter that Espalier itself would have written, but
 /// for the digest of the backbone, which PEFT does not record. A linear of lower rank than others is filled up with
-/// zeros, which never train; factors of several roles in one stored tensor become those of each role.
+/// zeros, which never train, so none may be narrower than the largest rank; factors of several roles in one stored
+/// tensor become those of each role.
 /// Throws: ConfigError naming the key or tensor that is not supported.
 checkpoint::Adapter read_peft_folder(const std::filesystem::path& folder, const std::filesystem::path& model_folder);
 

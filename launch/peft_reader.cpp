@@ -18,44 +18,64 @@
 #include "launch/run_config.h"
 #include "launch/transformers_names.h"
 #include "model/weight_loader.h"
+#include "peft/linear_targets.h"
 
 namespace fs = std::filesystem;
 
 namespace espalier::launch {
 namespace {
 
-using Json = nlohmann::ordered_json;  // of several patterns PEFT takes the first that matches
+using Json = nlohmann::ordered_json;
 
 /// Keys that change nothing here: what they decided is in the tensors, or concerns PEFT's own bookkeeping.
 constexpr std::string_view kWithoutEffect[] = {
-    "task_type",      "auto_mapping",   "peft_version",        "base_model_name_or_path", "revision",
-    "inference_mode", "target_modules", "exclude_modules",     "fan_in_fan_out",          "modules_to_save",
-    "rank_pattern",   "layers_pattern", "layers_to_transform", "megatron_core",           "qalora_group_size",
-    "runtime_config", "eva_config",     "ensure_weight_tying"};
-constexpr std::string_view kUsed[] = {"peft_type", "r",          "lora_alpha",    "lora_dropout",
-                                      "bias",      "use_rslora", "alpha_pattern", "init_lora_weights"};
+    "auto_mapping",   "peft_version",        "base_model_name_or_path", "revision",          "inference_mode",
+    "target_modules", "exclude_modules",     "fan_in_fan_out",          "modules_to_save",   "rank_pattern",
+    "layers_pattern", "layers_to_transform", "megatron_core",           "qalora_group_size", "runtime_config",
+    "eva_config",     "ensure_weight_tying"};
+constexpr std::string_view kUsed[] = {"peft_type",  "task_type",     "r",
+                                      "lora_alpha", "lora_dropout",  "bias",
+                                      "use_rslora", "alpha_pattern", "init_lora_weights"};
 
 bool contains(const auto& keys, std::string_view key) {
   return std::find(std::begin(keys), std::end(keys), key) != std::end(keys);
+}
+
+/// Kind of the head for what PEFT calls the task; empty: none is here.
+std::string head_kind(const std::string& task_type) {
+  return task_type == "SEQ_CLS"                                    ? "pooled"
+         : task_type == "CAUSAL_LM" || task_type == "SEQ_2_SEQ_LM" ? "language_model"
+                                                                   : "";
+}
+
+/// Sizes, -1 as "any".
+std::string shape_text(const std::vector<std::int64_t>& shape) {
+  std::vector<std::string> sizes;
+  sizes.reserve(shape.size());
+  for (const std::int64_t size : shape) {
+    sizes.push_back(size < 0 ? "any" : fmt::to_string(size));
+  }
+  return fmt::format("{}", fmt::join(sizes, ", "));
 }
 
 bool is_off(const Json& value) {
   return value.is_null() || value == false || ((value.is_object() || value.is_array()) && value.empty());
 }
 
-Json read_config(const fs::path& file) {
-  Json config;
-  try {
-    config = Json::parse(read_file(file));
-  } catch (const nlohmann::json::exception& error) {
-    throw ConfigError(fmt::format("{}: expected JSON as PEFT writes it: {}", file.string(), error.what()));
-  }
+/// Throws: ConfigError naming a key that is not what Espalier can read.
+Json read_config(const fs::path& folder) {
+  const Json config = read_peft_config(folder);
+  const fs::path file = folder / kPeftConfigName;
   const auto refuse = [&](const std::string& key, const std::string& expected) {
     throw ConfigError(fmt::format("{}: {}: expected {}, found {}", file.string(), key, expected,
                                   config.contains(key) ? config[key].dump() : "nothing"));
   };
-  if (!config.is_object() || config.value("peft_type", Json()) != "LORA") {
+  if (config.value("peft_type", Json()) != "LORA") {
     refuse("peft_type", "\"LORA\", the only method of PEFT that is read");
+  }
+  const Json task = config.value("task_type", Json());
+  if (!task.is_null() && head_kind(task.get<std::string>()).empty()) {
+    refuse("task_type", "null, \"SEQ_CLS\", \"CAUSAL_LM\" or \"SEQ_2_SEQ_LM\", the tasks that there is a head for");
   }
   if (!config.contains("r") || !config["r"].is_number_integer() || config["r"] < 1) {
     refuse("r", "a positive integer");
@@ -74,11 +94,26 @@ Json read_config(const fs::path& file) {
   return config;
 }
 
+/// Every linear of the blocks, by canonical name.
+std::map<std::string, peft::LinearTarget> linears_of(const model::Backbone& backbone) {
+  std::map<std::string, peft::LinearTarget> linears;
+  for (const model::LayerPlan& layer : backbone.chain) {
+    if (layer.block) {
+      model::TransformerBlock block(*layer.block, {});
+      block.visit_linears([&](const std::string& role, const model::Linear& linear) {
+        linears[layer.name + "." + role] = {role, /*linear=*/0, linear.in_features, linear.out_features};
+      });
+    }
+  }
+  return linears;
+}
+
 /// Where a tensor of the `transformers` model belongs: the role of one weight, or several that share it.
 struct Place {
   const model::LayerPlan* layer = nullptr;
   std::string role;
   model::StoredWeight stored;
+  /// Of a weight or bias of one.
   [[nodiscard]] std::string linear() const { return layer->name + "." + role.substr(0, role.rfind('.')); }
   [[nodiscard]] std::string name() const { return layer->name + "." + role; }
 };
@@ -105,15 +140,17 @@ std::map<std::string, std::vector<Place>> places_of(const model::Backbone& backb
 struct Factors {
   at::Tensor a, b;  ///< [R, in], [out, R]
   double scale = 1;
+  std::string key;  ///< of A in the file
 };
 
 class Reader {
  public:
   Reader(const fs::path& folder, const fs::path& model_folder)
-      : folder_(folder), config_(read_config(folder / kPeftConfigName)), source_(open_tensors(folder)) {
+      : folder_(folder), config_(read_config(folder)), source_(open_peft_tensors(folder)) {
     backbone_ = model::read_backbone(model_folder, read_head());
     weights_ = model::open_model_folder(model_folder);
     places_ = places_of(backbone_);
+    linears_ = linears_of(backbone_);
   }
 
   checkpoint::Adapter read() {
@@ -137,14 +174,6 @@ class Reader {
   }
 
  private:
-  static std::unique_ptr<model::WeightSource> open_tensors(const fs::path& folder) {
-    if (!fs::exists(folder / kPeftTensorsName)) {
-      throw ConfigError(fmt::format("{}: expected {}, found none; let PEFT save the adapter as safetensors",
-                                    folder.string(), kPeftTensorsName));
-    }
-    return model::open_safetensors(folder / kPeftTensorsName);
-  }
-
   [[noreturn]] void refuse(const std::string& key, const std::string& why) const {
     throw ConfigError(fmt::format("{}: tensor {}: {}", (folder_ / kPeftTensorsName).string(), key, why));
   }
@@ -155,18 +184,27 @@ class Reader {
       for (const char* end : {".classifier.weight", ".classifier.out_proj.weight", ".score.weight",
                               ".classification_head.out_proj.weight"}) {
         if (key.ends_with(end)) {
-          head_.num_labels = source_->shape(key).at(0);
+          require_shape(key, {-1, -1});
+          head_.num_labels = source_->shape(key).front();
           head_.kind = "pooled";
         }
       }
     }
     const Json task = config_.value("task_type", Json());
-    if (task == "SEQ_CLS") {
-      head_.kind = "pooled";
-    } else if (task == "CAUSAL_LM" || task == "SEQ_2_SEQ_LM") {
-      head_.kind = "language_model";
+    if (!task.is_null()) {
+      head_.kind = head_kind(task.get<std::string>());
     }
     return head_;
+  }
+
+  /// Throws: ConfigError naming the tensor unless it has that shape; -1: any size but 0.
+  void require_shape(const std::string& key, const std::vector<std::int64_t>& expected) const {
+    const auto found = source_->shape(key);
+    const auto fits = [](std::int64_t size, std::int64_t wanted) { return wanted < 0 ? size > 0 : size == wanted; };
+    if (!std::equal(found.begin(), found.end(), expected.begin(), expected.end(), fits)) {
+      refuse(key, fmt::format("expected shape [{}], found [{}]; it is of another model, or not as PEFT saves it",
+                              shape_text(expected), fmt::join(found, ", ")));
+    }
   }
 
   void read_tensor(const std::string& key) {
@@ -186,7 +224,7 @@ class Reader {
     for (const bool is_a : {true, false}) {
       const std::string_view end = is_a ? ".lora_A.weight" : ".lora_B.weight";
       if (name.ends_with(end)) {
-        return read_factor(key, name.substr(0, name.size() - end.size()), is_a);
+        return read_factor(key, without_end(name, end), is_a);
       }
     }
     if (name.find(".lora_") != std::string::npos) {
@@ -208,19 +246,24 @@ class Reader {
 
   void read_factor(const std::string& key, const std::string& module, bool is_a) {
     const auto found = places_.find(module + ".weight");
-    if (found == places_.end() || !found->second.front().layer->block) {
+    const auto linear = found == places_.end() ? linears_.end() : linears_.find(found->second.front().linear());
+    if (linear == linears_.end()) {
       refuse(key, fmt::format("no linear {} is in a block of {}; factors elsewhere are not supported", module,
                               backbone_.folder.string()));
+    }
+    const std::string beginning = without_end(key, is_a ? "A.weight" : "B.weight");
+    const std::string partner = beginning + (is_a ? "B.weight" : "A.weight");
+    if (!source_->contains(partner)) {
+      refuse(key, fmt::format("expected {} beside it, found none; let PEFT save the adapter anew", partner));
     }
     if (!is_a) {
       return;  // read with its pair
     }
-    const std::string key_b = without(key, "lora_A.weight") + "lora_B.weight";
-    if (!source_->contains(key_b)) {
-      refuse(key, "expected lora_B.weight beside it");
-    }
-    const at::Tensor a = source_->get(key).to(at::kFloat), b = source_->get(key_b).to(at::kFloat);
     const auto& places = found->second;
+    require_shape(key, {-1, linear->second.in_features});
+    require_shape(partner,
+                  {linear->second.out_features * places.front().stored.num_parts, source_->shape(key).front()});
+    const at::Tensor a = source_->get(key).to(at::kFloat), b = source_->get(partner).to(at::kFloat);
     for (const Place& place : places) {
       at::Tensor own_a = a;
       at::Tensor own_b = model::stored_part(place.stored, b);
@@ -232,7 +275,7 @@ class Reader {
         own_b = own_b.index_select(1, kept);
       }
       if (own_a.size(0) > 0) {
-        factors_.emplace(place.linear(), Factors{own_a, own_b, scale_of(module, a.size(0))});
+        factors_.emplace(place.linear(), Factors{own_a, own_b, scale_of(module, a.size(0)), key});
       }
     }
   }
@@ -255,10 +298,6 @@ class Reader {
     return alpha / (config_.value("use_rslora", false) ? std::sqrt(size) : size);
   }
 
-  static std::string without(const std::string& name, std::string_view end) {
-    return name.substr(0, name.size() - end.size());
-  }
-
   /// One rank and one scale for all: smaller factors are filled up with zeros, which get no gradient, and B takes the
   /// rest of the scale.
   peft::LoraConfig join_factors() {
@@ -270,6 +309,7 @@ class Reader {
     });
     peft::LoraConfig lora;
     lora.rank = largest->second.a.size(0);
+    require_width_for(lora.rank, largest->first);
     lora.rank_stabilized = config_.value("use_rslora", false);
     const auto rank = static_cast<double>(lora.rank);
     lora.alpha = largest->second.scale * (lora.rank_stabilized ? std::sqrt(rank) : rank);
@@ -285,6 +325,18 @@ class Reader {
     }
     lora.targets = name_targets();
     return lora;
+  }
+
+  /// Throws: ConfigError naming a tensor whose linear is too narrow for the rank that all of them get.
+  void require_width_for(std::int64_t rank, const std::string& largest) const {
+    for (const auto& [linear, factors] : factors_) {
+      if (const auto width = linears_.at(linear).smaller_width(); width < rank) {
+        refuse(factors.key,
+               fmt::format("all targets take the largest rank: expected at most {}, the smaller width of {}, found {} "
+                           "on {}; train it in PEFT with ranks of at most {}, or without {}",
+                           width, linear, rank, largest, width, linear));
+      }
+    }
   }
 
   /// Roles where every block that has the linear has factors on it, single linears elsewhere.
@@ -314,7 +366,7 @@ class Reader {
   /// What trains here and PEFT did not save is as the backbone has it.
   void complete(const peft::LoraConfig& lora) {
     model::visit_planned_weights(backbone_, [&](const model::LayerPlan& layer, const std::string& role,
-                                                const std::vector<std::int64_t>& shape) {
+                                                const std::vector<std::int64_t>& /*shape*/) {
       const std::string name = layer.name + "." + role;
       const bool is_task = model::is_task_weight(layer, role);
       if (tensors_.contains(name) || (!is_task && (lora.biases == "none" || !role.ends_with(".bias")))) {
@@ -330,7 +382,6 @@ class Reader {
             "with PEFT's modules_to_save",
             (folder_ / kPeftTensorsName).string(), name, backbone_.folder.string()));
       }
-      static_cast<void>(shape);
     });
   }
 
@@ -341,11 +392,35 @@ class Reader {
   model::Backbone backbone_;
   std::unique_ptr<model::WeightSource> weights_;
   std::map<std::string, std::vector<Place>> places_;
+  std::map<std::string, peft::LinearTarget> linears_;
   std::map<std::string, Factors> factors_;  // by canonical linear
   std::map<std::string, at::Tensor> tensors_;
 };
 
 }  // namespace
+
+Json read_peft_config(const fs::path& folder) {
+  const fs::path file = folder / kPeftConfigName;
+  Json config;
+  try {
+    config = Json::parse(read_file(file));
+  } catch (const nlohmann::json::exception& error) {
+    throw ConfigError(fmt::format("{}: expected JSON as PEFT writes it: {}", file.string(), error.what()));
+  }
+  if (!config.is_object()) {
+    throw ConfigError(
+        fmt::format("{}: expected a JSON object as PEFT writes it, found {}", file.string(), config.type_name()));
+  }
+  return config;
+}
+
+std::unique_ptr<model::WeightSource> open_peft_tensors(const fs::path& folder) {
+  if (!fs::exists(folder / kPeftTensorsName)) {
+    throw ConfigError(fmt::format("{}: expected {}, found none; let PEFT save the adapter as safetensors",
+                                  folder.string(), kPeftTensorsName));
+  }
+  return model::open_safetensors(folder / kPeftTensorsName);
+}
 
 checkpoint::Adapter read_peft_folder(const fs::path& folder, const fs::path& model_folder) {
   try {

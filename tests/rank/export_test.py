@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `espalier export` writes for other programs: PEFT loads its LoRA, transformers its merged models, with the logits of the
-program; and what PEFT writes is an adapter and a start of training here."""
+program; and what PEFT writes is an adapter and a start of training here. A run is exported wherever its backbone and dataset lie."""
 
 import json
 import shutil
@@ -139,7 +139,7 @@ class Peft(Case):
         self.assertGreater(float(np.abs(found - expected).max()), 1e-2)
 
     def test_is_refused_by_name_where_it_cannot_be_read(self) -> None:
-        folder, _, inputs = self.make_peft_folder("refused", "bert_1", "classification", r=4, task_type="SEQ_CLS", target_modules=["query"])
+        folder, _, _ = self.make_peft_folder("refused", "bert_1", "classification", r=4, task_type="SEQ_CLS", target_modules=["query"])
         description = folder / "adapter_config.json"
         good = json.loads(description.read_text())
         for key, value in (("use_dora", True), ("init_lora_weights", "pissa"), ("peft_type", "LOHA"), ("lora_bias", True),
@@ -148,17 +148,64 @@ class Peft(Case):
             text = self.refusal(folder)
             self.assertIn(key, text)
         description.write_text(json.dumps(good))
-        for kept, renamed in ((".lora_A.weight", ".lora_magnitude_vector"), (".lora_A.weight", ".lora_embedding_A"),
-                              ("encoder.layer.0.attention.self.query.lora_A", "pooler.dense.lora_A"), (".classifier.bias", ".novel.bias")):
+        for kept, renamed in ((".lora_", ".lora_embedding_"), ("encoder.layer.0.attention.self.query.", "pooler.dense."),
+                              (".classifier.bias", ".novel.bias")):
             tensors = load_file(folder / "adapter_model.safetensors")
-            broken = self.folder / "broken"
-            shutil.copytree(folder, broken, dirs_exist_ok=True)
-            save_file({name.replace(kept, renamed): tensor for name, tensor in tensors.items()}, broken / "adapter_model.safetensors")
-            self.assertIn(renamed.lstrip("."), self.refusal(broken))
+            text = self.refusal_of(folder, {name.replace(kept, renamed): tensor for name, tensor in tensors.items()})
+            self.assertIn(renamed, text)
 
-    def refusal(self, folder: Path) -> str:
-        return run([ESPALIER, "predict", f"--model.path={GOLDEN / 'bert_1'}", f"--adapter={folder}", f"--inputs={self.folder / 'in.h5'}",
+    def test_is_refused_for_a_task_that_no_head_is_for(self) -> None:
+        folder, _, _ = self.make_peft_folder("tasks", "bert_1", "classification", r=4, task_type="SEQ_CLS", target_modules=["query"])
+        description = folder / "adapter_config.json"
+        good = json.loads(description.read_text())
+        for task in ("TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"):
+            with self.subTest(task=task):
+                description.write_text(json.dumps(good | {"task_type": task}))
+                text = self.refusal(folder)
+                self.assertIn("task_type", text)
+                self.assertIn(task, text)
+
+    def test_is_refused_by_tensor_where_factors_do_not_fit_together_or_the_linear(self) -> None:
+        folder, _, _ = self.make_peft_folder("shapes", "bert_1", "classification", r=4, task_type="SEQ_CLS", target_modules=["query"])
+        good = load_file(folder / "adapter_model.safetensors")
+        a, b = (f"base_model.model.bert.encoder.layer.1.attention.self.query.lora_{factor}.weight" for factor in "AB")
+        (rank, inputs), (outputs, _) = good[a].shape, good[b].shape
+        bad = {"B alone": (b, {a: None}), "A alone": (a, {b: None}), "ranks": (b, {a: torch.ones(rank - 1, inputs)}),
+               "no rank": (a, {a: torch.ones(0, inputs), b: torch.ones(outputs, 0)}), "inputs": (a, {a: torch.ones(rank, inputs + 1)}),
+               "outputs": (b, {b: torch.ones(outputs + 1, rank)}), "flat A": (a, {a: torch.ones(inputs)}),
+               "deep B": (b, {b: torch.ones(outputs, rank, 1)})}
+        for name, (key, changed) in bad.items():
+            with self.subTest(name):
+                tensors = {each: tensor for each, tensor in (good | changed).items() if tensor is not None}
+                self.assertIn(f"tensor {key}: expected", self.refusal_of(folder, tensors))
+
+    def test_is_refused_where_the_largest_rank_does_not_fit_another_target(self) -> None:
+        folder, _, _ = self.make_peft_folder("narrow", "llama_1", "causal_lm", r=4, task_type="CAUSAL_LM",
+                                             target_modules=["q_proj", "k_proj"], rank_pattern={"q_proj": 12})
+        text = self.refusal(folder, "llama_1")
+        for said in ("self_attn.k_proj.lora_A.weight", "at most 8, the smaller width of decoder.0.attention.key", "found 12"):
+            self.assertIn(said, text)
+
+    def test_is_described_by_inspect(self) -> None:
+        folder, _, _ = self.make_peft_folder("described", "bert_1", "classification", r=4, lora_alpha=6, task_type="SEQ_CLS",
+                                             target_modules=["query", "value"], rank_pattern={"value": 2})
+        tensors = load_file(folder / "adapter_model.safetensors")
+        rows = {line[2:24].strip(): line[24:].strip() for line in run([ESPALIER, "inspect", str(folder)]).splitlines()[1:]}
+        self.assertEqual({key: rows[key] for key in ("method", "rank", "alpha", "rank pattern", "tensors", "bytes", "type")},
+                         {"method": "LORA", "rank": "4", "alpha": "6", "rank pattern": '{"value":2}', "tensors": str(len(tensors)),
+                          "bytes": str(sum(tensor.nbytes for tensor in tensors.values())), "type": "float32"})
+        self.assertEqual(sorted(json.loads(rows["targets"])), ["query", "value"])
+
+    def refusal(self, folder: Path, base: str = "bert_1") -> str:
+        return run([ESPALIER, "predict", f"--model.path={GOLDEN / base}", f"--adapter={folder}", f"--inputs={self.folder / 'in.h5'}",
                     f"--output={self.folder / 'none.h5'}"], expected_code=2)
+
+    def refusal_of(self, folder: Path, tensors: dict[str, torch.Tensor]) -> str:
+        """Of the folder with these tensors in place of its own."""
+        broken = self.folder / "broken"
+        shutil.copytree(folder, broken, dirs_exist_ok=True)
+        save_file(tensors, broken / "adapter_model.safetensors")
+        return self.refusal(broken)
 
     def test_gets_no_method_but_lora(self) -> None:
         folder = self.program.train("bitfit", GOLDEN / "bert_1", "classification", "--peft.method=bitfit", steps=1)
@@ -204,11 +251,14 @@ class Merged(Case):
             shutil.copytree(GOLDEN / name, model)
             stored = {key: tensor.to(torch.bfloat16) for key, tensor in load_file(model / "model.safetensors").items()}
             save_file(stored, model / "model.safetensors", {"format": "pt"})
-            (model / "tokenizer.json").write_text("{}")
+            copied = ("tokenizer.json", "chat_template.json", "chat_template.jinja", "processor_config.json")
+            for file in copied:
+                (model / file).write_text("{}")
             task = "classification" if name == "bert_1" else "causal_lm"
             folder = self.program.train(f"bytes-{name}", model, task, *LORA, "--peft.lora.targets=attention.value")
             found = tensors_of(merged := self.program.export(folder, "--format=merged"))
-            self.assertEqual((merged / "tokenizer.json").read_text(), "{}")
+            for file in copied:
+                self.assertEqual((merged / file).read_text(), "{}")
             changed = {"bert_1": "attention.self.value.weight", "gpt2_1": "attn.c_attn.weight"}[name]
             for key, tensor in stored.items():
                 if key.startswith("classifier") or key.startswith("bert.pooler"):
@@ -248,6 +298,22 @@ class Merged(Case):
         folder = self.program.train("over", GOLDEN / "bert_1", "classification", *LORA, steps=1)
         exported = self.program.export(folder, "--format=merged")
         self.assertIn(str(exported), self.program.export(folder, "--format=merged", expected_code=2))
+
+
+class Moved(Case):
+    def test_exports_a_run_whose_backbone_and_dataset_have_moved(self) -> None:
+        model = self.folder / "here" / "model"
+        shutil.copytree(GOLDEN / "bert_1", model)
+        folder = self.program.train("run", model, "classification", *LORA)
+        (self.folder / "there").mkdir()
+        dataset = (self.folder / "model-classification.h5").rename(self.folder / "there" / "data.h5")
+        model = model.rename(self.folder / "there" / "model")
+        self.program.export(folder, f"--model.path={model}", expected_code=2)
+        self.program.export(folder, f"--data.path={dataset}", expected_code=2)
+        exported = self.program.export(folder, f"--model.path={model}", f"--data.path={dataset}")
+        self.assertEqual((exported / "adapter.safetensors").read_bytes(), (folder / "adapter" / "adapter.safetensors").read_bytes())
+        other = self.program.export(folder, f"--model.path={GOLDEN / 'bert_2'}", f"--data.path={dataset}", expected_code=2)
+        self.assertIn("--model.path", other)
 
 
 if __name__ == "__main__":

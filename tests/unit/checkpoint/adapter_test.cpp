@@ -2,7 +2,6 @@
 #include "checkpoint/adapter.h"
 
 #include "checkpoint/sealed_json.h"
-#include "checkpoint/store.h"
 #include "common/error.h"
 #include "fixture.h"
 
@@ -37,7 +36,8 @@ TEST(Adapter, ComesBackAsItWasWrittenAndItsTensorsCanBeTrained) {
   Adapter found = read_adapter(folder);
   expect_equal(found, some_adapter(1));
   EXPECT_EQ(found.description.at("format_version"), 1);
-  EXPECT_EQ(found.description.at("tensors").at("entries").at("side.0.down").at("shape"), nlohmann::json({2, 3}));
+  EXPECT_EQ(found.description.at("tensors").at("entries").at("side.0.down"),
+            nlohmann::json({{"shape", {2, 3}}, {"dtype", "bfloat16"}}));
   found.tensors.at("head.weight").add_(1);  // not a view of the read-only map
   EXPECT_FALSE(fs::exists(root.path() / "deep" / "adapter.tmp"));
 }
@@ -89,25 +89,6 @@ TEST(Adapter, RefusesAFolderThatIsNoAdapterAndAnotherFormatVersion) {
   description["format_version"] = 2;
   write_file_durably(folder / "adapter.json", seal(description));
   expect_error<ConfigError>([&] { read_adapter(folder); }, {"version 1", "version 2"});
-}
-
-TEST(Adapter, OpensLikeACheckpointForInspection) {
-  const TemporaryFolder root;
-  write_adapter(root.path() / "a", some_adapter(1));
-  const auto opened = open_checkpoint(root.path() / "a");
-  EXPECT_EQ(opened->step(), 40);
-  EXPECT_EQ(opened->state().at("method"), "lst");
-  EXPECT_EQ(opened->names(), (std::vector<std::string>{"head.weight", "side.0.down", "side.0.gate"}));
-  EXPECT_EQ(opened->entry("side.0.down").dtype, "bfloat16");
-  at::Tensor target = at::zeros({2, 3});
-  opened->read_into("head.weight", target);
-  EXPECT_TRUE(equal_bits(target, some_adapter(1).tensors.at("head.weight")));
-  expect_error<IoError>(
-      [&] {
-        opened->read_into("head.weight", at::zeros({3, 2}));
-      },
-      {"head.weight", "[3, 2]", "[2, 3]"});
-  expect_error<IoError>([&] { opened->read_into("side.9.gate", at::zeros({})); }, {"side.9.gate"});
 }
 
 }  // namespace

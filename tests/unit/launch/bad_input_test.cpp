@@ -62,6 +62,11 @@ struct Setting {
       throw std::runtime_error(result.output);
     }
   }
+  /// Takes the run's export, with `flags`, for the command line.
+  void exports(const std::vector<std::string>& flags) {
+    arguments = {"export", "--run=" + (root / "run").string(), "--output=" + (root / "out").string()};
+    arguments.insert(arguments.end(), flags.begin(), flags.end());
+  }
   [[nodiscard]] std::string write(const std::string& name, const std::string& text) const {
     std::ofstream(root / name) << text;
     return (root / name).string();
@@ -309,10 +314,53 @@ const Case kCases[] = {
      [](Setting& s) {
        s.train();
        fs::remove_all(s.root / "run/checkpoints");
-       s.arguments = {"export", "--run=" + (s.root / "run").string(), "--output=" + (s.root / "out").string()};
+       s.exports({});
      },
      kConfig,
-     {"checkpoint"}},
+     {"checkpoint", "train first", "--run"}},
+    {"ExportFromAFolderThatIsNoRun", [](Setting& s) { s.exports({}); }, kConfig, {"--run", "run/config.ini"}},
+    {"ExportOfAStepThatIsNotThere",
+     [](Setting& s) {
+       s.train();
+       s.exports({"--step=7"});
+     },
+     kConfig,
+     {"--step", "(2)", "found 7"}},
+    {"ExportOntoAChangedBackbone",
+     [](Setting& s) {
+       s.train();
+       change_weights(s, [](auto& t) { t.begin()->second += 1; });
+       s.exports({"--weights=last"});
+     },
+     kConfig,
+     {"step_00000002", "digest", "--model.path"}},
+    {"ExportWithAnotherDataset",
+     [](Setting& s) {
+       s.train();
+       write_tiny_dataset({.seed = 2}, s.dataset);
+       s.exports({"--weights=last"});
+     },
+     kConfig,
+     {"step_00000002", "digest", "--data.path"}},
+    {"ExportOfTheBestWhereNoneIsKept",
+     [](Setting& s) {
+       s.add("--train.restore_best=false");
+       s.add("--train.evaluate_every_steps=1");
+       s.train();
+       s.exports({});
+     },
+     kConfig,
+     {"best evaluation", "train.restore_best=false", "--weights=last"}},
+    {"ExportTypeOfAnotherFormat",
+     [](Setting& s) { s.exports({"--type=bf16"}); },
+     kConfig,
+     {"--type", "--format=merged"}},
+    {"ExportShardsOfAnotherFormat",
+     [](Setting& s) {
+       s.exports({"--format=peft", "--shard_bytes=9000"});
+     },
+     kConfig,
+     {"--shard_bytes", "--format=peft"}},
     {"InspectNothing",
      [](Setting& s) {
        s.arguments = {"inspect", (s.root / "nothing").string()};
