@@ -86,11 +86,13 @@ enum class Pooling {
 struct HeadSpec {
   bool is_language_model = false;
   Pooling pooling = Pooling::kFirstToken;
+  std::int64_t first_pooled = 0;  ///< of the mean: tokens before it (the class token of images) are left out
   std::int64_t width = 0;
   std::int64_t num_labels = 2;  ///< of a language model: its vocabulary
   bool has_dense = true;
-  bool has_bias = true;       ///< of the classifier, or of the language model head
-  bool drops_pooled = false;  ///< drops before the dense layer too
+  bool dense_is_pooler = false;  ///< the dense layer belongs to the pretrained model (BERT)
+  bool has_bias = true;          ///< of the classifier, or of the language model head
+  bool drops_pooled = false;     ///< drops before the dense layer too
   double dropout = 0;
   double initializer_range = 0.02;
   double input_scale = 1;                             ///< multiplies what the language model head reads

@@ -128,14 +128,14 @@ at::Tensor TransformerBlock::attention_part(const at::Tensor& x, const BlockInpu
     return attend(attention_, normed, normed, bias, &inputs, DropoutSite::kAttentionWeights, context);
   };
   auto y = add_branch(x, attention_.norm, self_branch, find_insert(InsertPlace::kAfterAttention),
-                      DropoutSite::kAttentionOutput, context);
+                      {DropoutSite::kAttentionOutput, DropoutSite::kAttentionPath}, context);
   if (!cross_attention_) return y;
   const auto cross_branch = [&](const at::Tensor& normed) {
     return attend(*cross_attention_, normed, inputs.memory, {{}, inputs.memory_bias}, /*rotary=*/nullptr,
                   DropoutSite::kCrossAttentionWeights, context);
   };
   return add_branch(y, cross_attention_->norm, cross_branch, find_insert(InsertPlace::kAfterCrossAttention),
-                    DropoutSite::kCrossAttentionOutput, context);
+                    {DropoutSite::kCrossAttentionOutput, DropoutSite::kCrossAttentionPath}, context);
 }
 
 at::Tensor TransformerBlock::feed_forward_part(const at::Tensor& x, const ForwardContext& context) const {
@@ -152,18 +152,29 @@ at::Tensor TransformerBlock::feed_forward_part(const at::Tensor& x, const Forwar
     return down_.forward(inner, context);
   };
   return add_branch(x, feed_forward_norm_, branch, find_insert(InsertPlace::kAfterFeedForward),
-                    DropoutSite::kFeedForwardOutput, context, &beside);
+                    {DropoutSite::kFeedForwardOutput, DropoutSite::kFeedForwardPath}, context, &beside);
 }
 
 at::Tensor TransformerBlock::add_branch(const at::Tensor& x, const Norm& norm,
                                         const std::function<at::Tensor(const at::Tensor&)>& branch,
-                                        const Insert* insert, DropoutSite site, const ForwardContext& context,
+                                        const Insert* insert, BranchSites sites, const ForwardContext& context,
                                         const at::Tensor* beside) const {
   const bool is_pre_norm = spec_.norm_place == NormPlace::kBefore;
   const auto output = branch(is_pre_norm ? norm.forward(x) : x);
   const double probability = context.is_training ? spec_.hidden_dropout : 0;
-  auto sum = insert ? x + insert->forward(dropout(output, probability, context, place_, site), context)
-                    : dropout_add(output, x, probability, context, place_, site);
+  const bool drops_path = context.is_training && spec_.drop_path > 0;
+  at::Tensor sum;
+  if (insert || drops_path) {
+    at::Tensor added = dropout(output, probability, context, place_, sites.output);
+    if (insert) added = insert->forward(added, context);
+    if (drops_path) {
+      const at::Tensor rows = at::ones({x.size(0), 1, 1}, x.options());
+      added = added * dropout(rows, spec_.drop_path, context, place_, sites.path);
+    }
+    sum = x + added;
+  } else {
+    sum = dropout_add(output, x, probability, context, place_, sites.output);
+  }
   if (beside && beside->defined()) sum = sum + *beside;
   return is_pre_norm ? sum : norm.forward(sum);
 }

@@ -69,6 +69,7 @@ struct BlockSpec {
   double hidden_dropout = 0;
   double attention_dropout = 0;
   double activation_dropout = 0;  ///< inside the feed-forward
+  double drop_path = 0;           ///< share of rows that leave a branch out in training (Huang et al., ECCV 2016)
   bool keeps_scores = false;      ///< attention by its slow twin, score matrices and all: to measure what that costs
 };
 
@@ -137,10 +138,14 @@ class TransformerBlock {
   [[nodiscard]] at::Tensor attend(const AttentionWeights& weights, const at::Tensor& x, const at::Tensor& memory,
                                   const ScoreBias& bias, const BlockInputs* rotary, DropoutSite site,
                                   const ForwardContext& context) const;
+  /// Where a branch draws: elements of its output, and rows that leave it out.
+  struct BranchSites {
+    DropoutSite output, path;
+  };
   /// x + dropout(branch(x)) with the norm at its place, an insert after the branch, and what runs beside the branch.
   [[nodiscard]] at::Tensor add_branch(const at::Tensor& x, const Norm& norm,
                                       const std::function<at::Tensor(const at::Tensor&)>& branch, const Insert* insert,
-                                      DropoutSite site, const ForwardContext& context,
+                                      BranchSites sites, const ForwardContext& context,
                                       const at::Tensor* beside = nullptr) const;
   [[nodiscard]] const Insert* find_insert(InsertPlace place) const;
 

@@ -34,6 +34,9 @@ enum class DropoutSite : std::uint32_t {
   kSideInput = 11,
   kSideOutput = 12,
   kFinal = 13,
+  kAttentionPath = 27,  // of whole branches
+  kCrossAttentionPath = 28,
+  kFeedForwardPath = 29,
   kReversibleAdapter = 32,  // behind every kFactor + linear
   kFeedForwardAdapter = 33,
   kAttentionAdapter = 34,

@@ -14,11 +14,12 @@ namespace espalier::model {
 
 namespace {
 
-/// Mean over the attended tokens in fp32; a row without any gives zeros. mask [B, T] or undefined.
-at::Tensor mean_over_tokens(const at::Tensor& hidden, const at::Tensor& mask) {
+/// Mean over the attended tokens from `first` on in fp32; a row without any gives zeros. mask [B, T] or undefined.
+at::Tensor mean_over_tokens(const at::Tensor& whole, std::int64_t first, const at::Tensor& mask) {
+  const at::Tensor hidden = whole.slice(1, first);
   if (!mask.defined()) return hidden.mean(1, /*keepdim=*/false, at::kFloat);
-  const auto attended = mask.to(at::kFloat).unsqueeze(1);                // [B, 1, T]
-  const auto sum = at::bmm(attended, hidden.to(at::kFloat)).squeeze(1);  // [B, D]
+  const auto attended = mask.slice(1, first).to(at::kFloat).unsqueeze(1);  // [B, 1, T]
+  const auto sum = at::bmm(attended, hidden.to(at::kFloat)).squeeze(1);    // [B, D]
   return sum / attended.sum(-1).clamp_min_(1);
 }
 
@@ -44,7 +45,7 @@ at::Tensor pool(const HeadSpec& spec, const at::Tensor& hidden, bool is_decoder,
     case Pooling::kFirstToken:
       return hidden.select(1, 0).to(at::kFloat);
     case Pooling::kMean:
-      return mean_over_tokens(hidden, mask);
+      return mean_over_tokens(hidden, spec.first_pooled, mask);
     case Pooling::kLastToken: {
       if (mask.defined()) return select_places(hidden, last_place(mask.ne(0)).clamp_min(0));
       const auto place = last_place(inputs.tensors.at("input_ids").ne(spec.pad_token_id));

@@ -61,6 +61,13 @@ at::Tensor normal_by_name(at::IntArrayRef shape, double deviation, std::uint64_t
   return draw_by_name(shape, deviation, seed, name, normals_of);
 }
 
+at::Tensor truncated_normal_by_name(at::IntArrayRef shape, double deviation, std::uint64_t seed,
+                                    std::string_view name) {
+  // erf maps what lies within two deviations onto a uniform number, so one draw is enough.
+  const at::Tensor uniform = uniform_by_name(shape, std::erf(std::numbers::sqrt2), seed, name);
+  return uniform.to(at::kDouble).erfinv_().mul_(std::numbers::sqrt2 * deviation).to(at::kFloat);
+}
+
 at::Tensor uniform_by_name(at::IntArrayRef shape, double bound, std::uint64_t seed, std::string_view name) {
   return draw_by_name(shape, bound, seed, name, [](const std::array<std::uint32_t, kWords>& words) {
     std::array<double, kWords> drawn{};

@@ -78,8 +78,8 @@ std::vector<LayerRange> plan_stages(const Backbone& backbone, int num_stages,
   const int num_blocks = backbone.num_blocks();
   if (num_stages < 1 || num_stages > num_blocks) {
     throw ConfigError(
-        fmt::format("stages: expected 1 to {} (a stage holds at least one of the model's blocks); found {}", num_blocks,
-                    num_stages));
+        fmt::format("parallel.stages: expected 1 to {} (a stage holds at least one of the model's blocks); found {}",
+                    num_blocks, num_stages));
   }
   std::vector<std::int64_t> cuts = first_blocks;
   if (cuts.empty()) {
@@ -91,7 +91,7 @@ std::vector<LayerRange> plan_stages(const Backbone& backbone, int num_stages,
   if (static_cast<int>(cuts.size()) != num_stages - 1 || !is_ascending ||
       (!cuts.empty() && (cuts.front() < 1 || cuts.back() >= num_blocks))) {
     throw ConfigError(fmt::format(
-        "first blocks of the stages: expected {} ascending block numbers from 1 to {} (stages 2 to {}); found [{}]",
+        "parallel.first_blocks: expected {} ascending block numbers from 1 to {} (stages 2 to {}); found [{}]",
         num_stages - 1, num_blocks - 1, num_stages, fmt::join(cuts, ", ")));
   }
 
@@ -126,17 +126,37 @@ void MappedBytes::remove(const at::Tensor& view) {
   views_.erase(found);
 }
 
+namespace {
+
+/// The plan of a layer that is run with these options.
+LayerPlan with_drop_path(LayerPlan plan, const Backbone& backbone, const SliceOptions& options) {
+  if (!plan.block || options.drop_path == 0) return plan;
+  const auto height = std::count_if(backbone.chain.begin(), backbone.chain.end(),
+                                    [&](const LayerPlan& other) { return other.block && other.stack == plan.stack; });
+  if (height > 1) {
+    plan.block->drop_path = options.drop_path * static_cast<double>(plan.number) / static_cast<double>(height - 1);
+  }
+  return plan;
+}
+
+}  // namespace
+
+void StageSlice::load_layers(WeightLoader& loader) {
+  for (int layer = range_.first; layer < range_.end; ++layer) {
+    layers_.push_back(
+        make_layer(with_drop_path(backbone_.chain[static_cast<std::size_t>(layer)], backbone_, options_)));
+    loader.load(*layers_.back());
+  }
+  loader.check();
+}
+
 StageSlice::StageSlice(const Backbone& backbone, LayerRange range, const WeightSource& weights,
                        const SliceOptions& options)
     : backbone_(backbone), range_(range), options_(options) {
   ESPALIER_CHECK(0 <= range.first && range.first < range.end && range.end <= backbone.num_layers(),
                  "layers {} to {} of {}", range.first, range.end, backbone.num_layers());
   WeightLoader loader(backbone_, weights, options_, mapped_);
-  for (int layer = range.first; layer < range.end; ++layer) {
-    layers_.push_back(make_layer(backbone_.chain[static_cast<std::size_t>(layer)]));
-    loader.load(*layers_.back());
-  }
-  loader.check();
+  load_layers(loader);
 }
 
 StageSlice::StageSlice(StageSlice& base, const Backbone& backbone, const WeightSource& weights, std::uint64_t seed)
@@ -147,11 +167,7 @@ StageSlice::StageSlice(StageSlice& base, const Backbone& backbone, const WeightS
     shared.emplace(name, slot);
   });
   WeightLoader loader(backbone_, weights, options_, mapped_, &shared);
-  for (int layer = range_.first; layer < range_.end; ++layer) {
-    layers_.push_back(make_layer(backbone_.chain[static_cast<std::size_t>(layer)]));
-    loader.load(*layers_.back());
-  }
-  loader.check();
+  load_layers(loader);
 }
 
 void StageSlice::make_trainable(at::Tensor& slot) {

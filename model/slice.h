@@ -99,6 +99,7 @@ struct SliceOptions {
   at::ScalarType compute_type = at::kFloat;
   at::Device device = at::kCPU;
   std::uint64_t seed = 0;  ///< of task weights that the folder does not have
+  double drop_path = 0;    ///< of the highest block of each stack; that of the others grows up to it from 0
 };
 
 /// Bytes of mapped weights in use, counted with the allocator (common/counting_allocator.h) while this lives.
@@ -118,6 +119,8 @@ class MappedBytes {
  private:
   std::map<const void*, std::int64_t> views_;  // address -> bytes; a tied weight counts once
 };
+
+class WeightLoader;
 
 class StageSlice {
  public:
@@ -156,6 +159,8 @@ class StageSlice {
   [[nodiscard]] std::int64_t frozen_bytes();
 
  private:
+  void load_layers(WeightLoader& loader);
+
   Backbone backbone_;
   LayerRange range_;
   SliceOptions options_;

@@ -74,6 +74,9 @@ void describe(OptionTable& table, AdapterConfig& config) {
       .at_least(0)
       .below(1)
       .help("Dropout inside the bottleneck, behind the activation.");
+  table.add("peft.adapter.scale", config.scale)
+      .above(0)
+      .help("Multiplies what a parallel bottleneck adds; 4 in He et al. (2022). 1 with placement houlsby.");
   table.add("peft.adapter.norms_trained", config.norms_trained)
       .help("The norms of the blocks train too, as in Houlsby et al.");
 }
@@ -83,18 +86,26 @@ BottleneckSpec plan_adapter(const AdapterConfig& config, const model::BlockSpec&
     throw ConfigError(fmt::format("peft.adapter.rank: expected at most {} (the backbone's width), found {}; lower it",
                                   spec.width, config.rank));
   }
-  BottleneckSpec bottleneck{.width = spec.width, .rank = config.rank, .dropout = config.dropout};
+  if (config.placement == "houlsby" && config.scale != 1) {
+    throw ConfigError(
+        fmt::format("peft.adapter.scale: expected 1 with peft.adapter.placement=houlsby, found {}; parallel adapters "
+                    "are scaled",
+                    config.scale));
+  }
+  BottleneckSpec bottleneck{.width = spec.width, .rank = config.rank, .dropout = config.dropout, .scale = config.scale};
   try {
     bottleneck.activation = config.activation == "model" ? spec.activation : model::activation_from(config.activation);
   } catch (const ConfigError& error) {
     throw ConfigError(fmt::format("peft.adapter.activation: expected 'model' or a name; {}", error.what()));
   }
   if (config.placement == "houlsby") {
-    // Near the identity: both matrices small (Houlsby et al., section 3.6).
+    // Near the identity: both matrices small, none of their elements large (Houlsby et al., section 3.6).
     bottleneck.has_residual = true;
+    bottleneck.start = BottleneckSpec::Start::kTruncatedNormal;
     bottleneck.down_deviation = bottleneck.up_deviation = 0.01;
   } else {
-    // As LoRA starts: the lower matrix of variance 1 / (3 D), the upper one zero.
+    // As LoRA starts: the lower matrix uniform of variance 1 / (3 D), the upper one zero (He et al., 2022).
+    bottleneck.start = BottleneckSpec::Start::kUniform;
     bottleneck.down_deviation = 1.0 / std::sqrt(3.0 * static_cast<double>(spec.width));
     bottleneck.up_deviation = 0;
   }
@@ -135,12 +146,8 @@ AdapterMethod::AdapterMethod(const AdapterConfig& config, model::StageSlice& sli
         block->set_insert(place.place, std::move(bottleneck));
       }
       if (config_.norms_trained) {
-        layer->visit_weights([&](const std::string& role, at::Tensor& slot, const std::vector<std::int64_t>&) {
-          if (is_norm_of_block(role)) {
-            own_weight(slice, plan, role, weights, slot);
-            trained().push_back({.name = plan.name + "." + role, .value = slot, .decays = false});
-          }
-        });
+        const auto is_norm = [](const std::string& role, const auto& /*shape*/) { return is_norm_of_block(role); };
+        train_chosen(slice, *layer, weights, is_norm, trained());
       }
     }
     train_task_weights(slice, *layer, weights, trained());
@@ -153,6 +160,7 @@ std::vector<std::pair<std::string, std::string>> AdapterMethod::describe_export(
           {"rank", nlohmann::json(config_.rank).dump()},
           {"activation", nlohmann::json(config_.activation).dump()},
           {"dropout", nlohmann::json(config_.dropout).dump()},
+          {"scale", nlohmann::json(config_.scale).dump()},
           {"norms_trained", nlohmann::json(config_.norms_trained).dump()}};
 }
 

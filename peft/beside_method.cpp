@@ -27,7 +27,7 @@ double embedding_dropout(const model::LayerPlan& plan) {
 /// How an entry of the network's carry is called where all travel.
 std::string travel_name(const SideObjective& objective, std::string_view own_name) {
   const bool is_shared = own_name.starts_with(kSharedPrefix);
-  return fmt::format("{}{}{}", kPrefix, is_shared ? "" : objective_prefix(objective.name), own_name);
+  return fmt::format("{}{}{}", kPrefix, is_shared ? "" : objective_prefix(objective.part.name), own_name);
 }
 
 /// The graphs of several objectives, which have nothing in common: each is gone through, and freed, by itself.
@@ -59,22 +59,25 @@ class JointPass final : public StagePass {
 BesideMethod::BesideMethod(model::StageSlice& slice, std::vector<SideObjective> objectives, bool is_batched)
     : slice_(slice), objectives_(std::move(objectives)) {
   const bool drops = objectives_.front().network->has_backbone_dropout();
-  for (const SideObjective& objective : objectives_) {
-    const SideNetwork& network = *objective.network;
+  for (SideObjective& objective : objectives_) {
+    SideNetwork& network = *objective.network;
     if (network.has_backbone_dropout() != drops) {
       throw ConfigError(
           fmt::format("objective {}: expected {} the backbone's dropout as objective {}, since they share its forward; "
                       "give all the same peft.lst.backbone_dropout",
-                      objective.name, drops ? "with" : "without", objectives_.front().name));
+                      objective.part.name, drops ? "with" : "without", objectives_.front().part.name));
     }
     last_tap_layer_ = std::max(last_tap_layer_, network.last_tap_layer());
-    first_trained_.push_back(static_cast<int>(trained_.size()));
+    objective.part.first_trained = static_cast<int>(trained_.size());
     for (TrainedTensor tensor : network.trained()) {
-      tensor.name.insert(0, objective_prefix(objective.name));
+      tensor.name.insert(0, objective_prefix(objective.part.name));
       trained_.push_back(std::move(tensor));
     }
+    objective.part.end_trained = static_cast<int>(trained_.size());
+    objective.part.importance_start = network.importance_start();
+    objective.part.facts = network.describe_export();
+    objective.part.distill_weight = network.distill_weight();
   }
-  first_trained_.push_back(static_cast<int>(trained_.size()));
   single_groups_ = make_groups(/*is_batched=*/false);
   // Each network embeds the images behind a text by itself.
   training_groups_ = make_groups(is_batched && slice_.backbone().visual() == nullptr);
@@ -92,13 +95,9 @@ std::vector<BesideMethod::Group> BesideMethod::make_groups(bool is_batched) {
 }
 
 std::vector<Objective> BesideMethod::objectives() {
-  std::vector<Objective> described;
-  for (std::size_t k = 0; k < objectives_.size(); ++k) {
-    SideNetwork& network = *objectives_[k].network;
-    described.push_back({objectives_[k].name, first_trained_[k], first_trained_[k + 1], network.importance_start(),
-                         network.describe_export(), network.distill_weight()});
-  }
-  return described;
+  std::vector<Objective> parts;
+  for (const SideObjective& objective : objectives_) parts.push_back(objective.part);
+  return parts;
 }
 
 model::CarryPlan BesideMethod::plan_carry(int first_layer, const model::BatchShape& shape) const {
@@ -190,26 +189,7 @@ StageResult BesideMethod::forward(model::Carry incoming, const model::StageInput
                    keeps_pass);
     }
     const at::Tensor undropped = run_frozen(*slice_.layers()[place], backbone_inputs, context, backbone);
-    for (std::size_t k = 0; k < climbs.size(); ++k) {
-      Climb& climb = climbs[k];
-      const SideObjective& first = objectives_[climb.group.front()];
-      const model::Layer& layer = layer_of(first, place);
-      Tap tap{layer, backbone, undropped};
-      if (plan.embedding && plan.embedding->visual && undropped.size(1) > 0) {
-        const auto& embedding = static_cast<const model::EmbeddingLayer&>(layer);
-        tap.undropped =
-            at::cat({undropped, embedding.embed_visual(inputs, climb.context).to(undropped.scalar_type())}, 1);
-      }
-      first.network->climb(place, tap, climb.inputs, climb.context, climb.side);
-      for (auto& [name, value] : climb.side) {
-        // Equal bits need one memory only.
-        for (std::size_t j = 0; j < k && name.starts_with(kSharedPrefix); ++j) {
-          if (const auto same = climbs[j].side.find(name); same != climbs[j].side.end()) {
-            value = same->second;
-          }
-        }
-      }
-    }
+    climb_past(place, backbone, undropped, inputs, climbs);
     if (static_cast<int>(plan.index) >= last_tap_layer_) {
       backbone.clear();
     }
@@ -226,6 +206,31 @@ StageResult BesideMethod::forward(model::Carry incoming, const model::StageInput
   return leave(std::move(outgoing), std::move(climbs), keeps_pass);
 }
 
+void BesideMethod::climb_past(std::size_t place, const model::Carry& backbone, const at::Tensor& undropped,
+                              const model::StageInputs& inputs, std::vector<Climb>& climbs) const {
+  for (std::size_t k = 0; k < climbs.size(); ++k) {
+    Climb& climb = climbs[k];
+    const SideObjective& first = objectives_[climb.group.front()];
+    const model::Layer& layer = layer_of(first, place);
+    Tap tap{layer, backbone, undropped};
+    const auto& words = layer.plan().embedding;
+    if (words && words->visual && undropped.size(1) > 0) {
+      const auto& embedding = static_cast<const model::EmbeddingLayer&>(layer);
+      const at::Tensor images = embedding.embed_visual(inputs, climb.context).to(undropped.scalar_type());
+      tap.undropped = at::cat({undropped, images}, 1);
+    }
+    first.network->climb(place, tap, climb.inputs, climb.context, climb.side);
+    for (auto& [name, value] : climb.side) {
+      // Equal bits need one memory only.
+      for (std::size_t j = 0; j < k && name.starts_with(kSharedPrefix); ++j) {
+        if (const auto same = climbs[j].side.find(name); same != climbs[j].side.end()) {
+          value = same->second;
+        }
+      }
+    }
+  }
+}
+
 void BesideMethod::read_out(Climb& climb, std::size_t place, const model::Carry& backbone,
                             const model::StageInputs& inputs, const model::ForwardContext& context) const {
   const auto sides = unstack({{"hidden", climb.side.at("hidden")}}, climb.group.size());
@@ -233,7 +238,7 @@ void BesideMethod::read_out(Climb& climb, std::size_t place, const model::Carry&
     const SideObjective& objective = objectives_[climb.group[member]];
     const model::Layer& head = layer_of(objective, place);
     climb.outputs.emplace(
-        objective_prefix(objective.name) + "logits",
+        logits_name(objective.part),
         objective.network->read_out(head, {head, backbone, {}}, inputs, context_of(objective, context), sides[member]));
   }
 }
@@ -276,7 +281,8 @@ StageResult BesideMethod::leave(model::Carry backbone, std::vector<Climb> climbs
     std::vector<TrainedTensor> trained;
     std::vector<int> indices;
     for (const std::size_t k : climb.group) {
-      for (int index = first_trained_[k]; index < first_trained_[k + 1]; ++index) {
+      const Objective& part = objectives_[k].part;
+      for (int index = part.first_trained; index < part.end_trained; ++index) {
         trained.push_back(trained_[static_cast<std::size_t>(index)]);
         indices.push_back(index);
       }

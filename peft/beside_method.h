@@ -18,7 +18,7 @@ namespace espalier::peft {
 
 /// A network on the frozen forward, with the task weights that train with it.
 struct SideObjective {
-  std::string name = {};                               ///< empty for the only one
+  Objective part;                                      ///< its name is given; the rest the method fills in
   std::unique_ptr<model::StageSlice> slice = nullptr;  ///< has its task weights; null: the method's own slice
   std::unique_ptr<SideNetwork> network = nullptr;      ///< on that slice
   std::optional<std::uint64_t> dropout_seed = {};      ///< none: the run's
@@ -68,6 +68,9 @@ class BesideMethod final : public Method {
   /// dropout.
   at::Tensor run_frozen(const model::Layer& layer, const model::StageInputs& inputs,
                         const model::ForwardContext& context, model::Carry& carry) const;
+  /// Takes every climb past layer `place`, which put out `backbone`; `undropped`: what run_frozen() returned of it.
+  void climb_past(std::size_t place, const model::Carry& backbone, const at::Tensor& undropped,
+                  const model::StageInputs& inputs, std::vector<Climb>& climbs) const;
   /// Adds the logits of each of the group at the head to its outputs.
   void read_out(Climb& climb, std::size_t place, const model::Carry& backbone, const model::StageInputs& inputs,
                 const model::ForwardContext& context) const;
@@ -83,7 +86,6 @@ class BesideMethod final : public Method {
   model::StageSlice& slice_;
   std::vector<SideObjective> objectives_;
   std::vector<TrainedTensor> trained_;
-  std::vector<int> first_trained_;  // of each objective, and the end of the last
   std::vector<Group> training_groups_, single_groups_;
   int last_tap_layer_ = 0;
 };

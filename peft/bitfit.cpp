@@ -52,12 +52,10 @@ std::int64_t count_bitfit(const model::Backbone& backbone) {
 BitFitMethod::BitFitMethod(model::StageSlice& slice, const model::WeightSource& weights)
     : ChainMethod(slice, {.first_trained_layer = first_trained_by_biases(kKey, slice.backbone())}) {
   for (const auto& layer : slice.layers()) {
-    layer->visit_weights([&](const std::string& role, at::Tensor& slot, const std::vector<std::int64_t>& shape) {
-      if (is_backbone_bias(slice.backbone(), layer->plan(), role, shape)) {
-        own_weight(slice, layer->plan(), role, weights, slot);
-        trained().push_back({.name = layer->plan().name + "." + role, .value = slot, .decays = false});
-      }
-    });
+    const auto is_bias = [&](const std::string& role, const std::vector<std::int64_t>& shape) {
+      return is_backbone_bias(slice.backbone(), layer->plan(), role, shape);
+    };
+    train_chosen(slice, *layer, weights, is_bias, trained());
     train_task_weights(slice, *layer, weights, trained());
   }
 }

@@ -3,11 +3,30 @@
 
 #include <ATen/ATen.h>
 
+#include <cmath>
+
+#include "common/error.h"
 #include "model/dropout.h"
 #include "model/initial.h"
 #include "peft/trained_set.h"
 
 namespace espalier::peft {
+namespace {
+
+at::Tensor draw(BottleneckSpec::Start start, const std::vector<std::int64_t>& shape, double deviation,
+                std::uint64_t seed, const std::string& name) {
+  switch (start) {
+    case BottleneckSpec::Start::kNormal:
+      return model::normal_by_name(shape, deviation, seed, name);
+    case BottleneckSpec::Start::kTruncatedNormal:
+      return model::truncated_normal_by_name(shape, deviation, seed, name);
+    case BottleneckSpec::Start::kUniform:
+      return model::uniform_by_name(shape, std::sqrt(3.0) * deviation, seed, name);
+  }
+  throw InternalError("draw: unknown start");
+}
+
+}  // namespace
 
 std::int64_t count_bottleneck(const BottleneckSpec& spec) {
   return 2 * spec.width * spec.rank + spec.rank + spec.width + (spec.has_norm ? 2 * spec.width : 0);
@@ -27,7 +46,8 @@ at::Tensor Bottleneck::forward(const at::Tensor& x, const model::ForwardContext&
   if (context.is_training && spec_.dropout > 0) {
     narrow = model::dropout(narrow, spec_.dropout, model::dropout_key(context, place_, site_));
   }
-  const at::Tensor wide = up_.forward(narrow, context);  // [..., D]
+  at::Tensor wide = up_.forward(narrow, context);  // [..., D]
+  if (spec_.scale != 1) wide = wide * spec_.scale;
   return spec_.has_residual ? x + wide : wide;
 }
 
@@ -49,7 +69,7 @@ void train_bottleneck(Bottleneck& bottleneck, const std::string& name, std::uint
       start.fill_(1);
     } else if (role == "down.weight" || role == "up.weight") {
       const double deviation = role == "down.weight" ? spec.down_deviation : spec.up_deviation;
-      start = model::normal_by_name(shape, deviation, seed, full);
+      start = draw(spec.start, shape, deviation, seed, full);
     }
     trained.push_back(make_trained(full, start, device));
     slot = trained.back().value;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The bottleneck of every adapter: Up(drop(act(Down(x)))), on request with a norm in front and its input added to its
-// output. D width, R rank.
+// The bottleneck of every adapter: scale Up(drop(act(Down(x)))), on request with a norm in front and its input added to
+// its output. D width, R rank.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,13 +15,17 @@
 namespace espalier::peft {
 
 struct BottleneckSpec {
+  enum class Start { kNormal, kTruncatedNormal, kUniform };
   std::int64_t width = 0, rank = 0;
   model::Activation activation = model::Activation::kGelu;
   double dropout = 0;         ///< on what the upper map reads
   bool has_norm = false;      ///< LayerNorm of its own in front
   bool has_residual = false;  ///< its input is added to its output (Houlsby et al., section 2.1)
   double norm_epsilon = 1e-5;
-  /// Of the normal distributions that the two matrices start from; biases start at 0, the norm at the identity.
+  double scale = 1;
+  /// What the two matrices are drawn from, about 0 and with these deviations (of the normal before it is truncated at
+  /// two of them); biases start at 0, the norm at the identity.
+  Start start = Start::kNormal;
   double down_deviation = 0.02, up_deviation = 0.02;
 };
 

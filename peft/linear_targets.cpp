@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "peft/linear_targets.h"
 
+#include <c10/util/accumulate.h>
 #include <spdlog/fmt/fmt.h>
 #include <spdlog/fmt/ranges.h>
 
@@ -9,8 +10,23 @@
 
 #include "common/check.h"
 #include "common/error.h"
+#include "peft/bitfit.h"
+#include "peft/trained_set.h"
 
 namespace espalier::peft {
+namespace {
+
+bool is_chosen_bias(const BiasChoice& choice, const model::Backbone& backbone, const model::LayerPlan& layer,
+                    const std::string& role, const std::vector<std::int64_t>& shape) {
+  if (choice.biases == "none" || !is_backbone_bias(backbone, layer, role, shape)) return false;
+  if (choice.biases == "all") return true;
+  const auto targets =
+      layer.block ? plan_targets(choice.targets, *layer.block, layer.name) : std::vector<LinearTarget>();
+  return std::any_of(targets.begin(), targets.end(),
+                     [&](const LinearTarget& target) { return role == target.role + ".bias"; });
+}
+
+}  // namespace
 
 void check_targets(const std::string& key, const std::vector<std::string>& targets, const model::Backbone& backbone) {
   const std::set<std::string> wanted(targets.begin(), targets.end());
@@ -64,6 +80,63 @@ int first_trained_by_blocks(const model::Backbone& backbone) {
                                   [](const model::LayerPlan& layer) { return layer.kind == model::LayerKind::kBlock; });
   ESPALIER_CHECK(block != backbone.chain.end());
   return static_cast<int>(block->index);
+}
+
+std::vector<std::string> targets_within(const std::string& key, const std::vector<std::string>& targets,
+                                        const model::Backbone& backbone, const std::function<bool(int)>& is_wanted) {
+  check_targets(key, targets, backbone);
+  std::vector<std::string> found;
+  for (const std::string& target : targets) {
+    const std::size_t before = found.size();
+    for (const model::LayerPlan& layer : backbone.chain) {
+      if (!layer.block || !is_wanted(static_cast<int>(layer.index))) continue;
+      for (const LinearTarget& planned : plan_targets({target}, *layer.block, layer.name)) {
+        found.push_back(layer.name + "." + planned.role);
+      }
+    }
+    if (found.size() == before) {
+      throw ConfigError(fmt::format(
+          "{}: expected linears of blocks that take part, found '{}', which stands in frozen ones alone; take it out",
+          key, target));
+    }
+  }
+  return found;
+}
+
+void describe_biases(OptionTable& table, const std::string& method, std::string& biases) {
+  table.add(fmt::format("peft.{}.biases", method), biases)
+      .choices({"none", "targets", "all"})
+      .help("Biases that train too. targets: those of the linears with factors. all: every bias of the backbone.");
+}
+
+std::int64_t count_biases(const BiasChoice& choice, const model::Backbone& backbone) {
+  std::int64_t count = 0;
+  model::visit_planned_weights(
+      backbone, [&](const model::LayerPlan& layer, const std::string& role, const std::vector<std::int64_t>& shape) {
+        count += is_chosen_bias(choice, backbone, layer, role, shape) ? c10::multiply_integers(shape) : 0;
+      });
+  return count;
+}
+
+void train_biases(const BiasChoice& choice, model::StageSlice& slice, model::Layer& layer,
+                  const model::WeightSource& weights, std::vector<TrainedTensor>& trained) {
+  const auto is_wanted = [&](const std::string& role, const std::vector<std::int64_t>& shape) {
+    return is_chosen_bias(choice, slice.backbone(), layer.plan(), role, shape);
+  };
+  train_chosen(slice, layer, weights, is_wanted, trained);
+}
+
+int first_trained_by_targets(const std::string& method, const BiasChoice& choice, const model::Backbone& backbone) {
+  if (choice.biases == "all") {
+    return first_trained_by_biases(fmt::format("peft.{}.biases=all", method), backbone);
+  }
+  check_targets(fmt::format("peft.{}.targets", method), choice.targets, backbone);
+  if (backbone.visual() != nullptr) return 0;
+  const auto first = std::find_if(backbone.chain.begin(), backbone.chain.end(), [&](const model::LayerPlan& layer) {
+    return layer.block && !plan_targets(choice.targets, *layer.block, layer.name).empty();
+  });
+  ESPALIER_CHECK(first != backbone.chain.end());
+  return static_cast<int>(first->index);
 }
 
 }  // namespace espalier::peft

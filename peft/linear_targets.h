@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Linears of the blocks, chosen by role or one by one: what low-rank factors (LoRA, ROSA) are put on.
+// Linears of the blocks, chosen by role or one by one: what low-rank factors (LoRA, ROSA) are put on, and the biases
+// that train beside them.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
-#include "model/slice.h"
+#include "peft/method.h"
 
 namespace espalier::peft {
 
@@ -27,7 +29,28 @@ void check_targets(const std::string& key, const std::vector<std::string>& targe
 std::vector<LinearTarget> plan_targets(const std::vector<std::string>& targets, const model::BlockSpec& spec,
                                        const std::string& layer_name);
 
+/// The same targets in those layers of the chain alone that `is_wanted` picks, by name.
+/// Throws: ConfigError for a target that no such layer has.
+std::vector<std::string> targets_within(const std::string& key, const std::vector<std::string>& targets,
+                                        const model::Backbone& backbone, const std::function<bool(int)>& is_wanted);
+
 /// Chain index of the first layer that trains when every block does: the first block, or below it a visual embedding.
 int first_trained_by_blocks(const model::Backbone& backbone);
+
+/// Which biases of the backbone train beside factors on `targets`: none; targets: those of their linears; all.
+struct BiasChoice {
+  std::string biases;
+  std::vector<std::string> targets;
+};
+/// "peft.<method>.biases" of `method`.
+void describe_biases(OptionTable& table, const std::string& method, std::string& biases);
+/// Scalars of these biases.
+std::int64_t count_biases(const BiasChoice& choice, const model::Backbone& backbone);
+/// Makes those of `layer` trained.
+void train_biases(const BiasChoice& choice, model::StageSlice& slice, model::Layer& layer,
+                  const model::WeightSource& weights, std::vector<TrainedTensor>& trained);
+/// Chain index of the first layer with a target or one of these biases, or a visual embedding. `method`: whose they
+/// are. Throws: ConfigError where all biases are asked for and there are none.
+int first_trained_by_targets(const std::string& method, const BiasChoice& choice, const model::Backbone& backbone);
 
 }  // namespace espalier::peft

@@ -2,10 +2,8 @@
 #include "peft/lora.h"
 
 #include <ATen/ATen.h>
-#include <c10/util/accumulate.h>
 #include <spdlog/fmt/fmt.h>
 
-#include <algorithm>
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -14,7 +12,6 @@
 #include "common/error.h"
 #include "model/dropout.h"
 #include "model/initial.h"
-#include "peft/bitfit.h"
 #include "peft/trained_set.h"
 
 namespace espalier::peft {
@@ -22,22 +19,22 @@ namespace {
 
 constexpr const char* kTargetsKey = "peft.lora.targets";
 
-bool trains_bias(const LoraConfig& config, const model::Backbone& backbone, const model::LayerPlan& layer,
-                 const std::string& role, const std::vector<std::int64_t>& shape) {
-  if (config.biases == "none" || !is_backbone_bias(backbone, layer, role, shape)) {
-    return false;
-  }
-  if (config.biases == "all") {
-    return true;
-  }
-  const auto targets = layer.block ? plan_lora(config, layer) : std::vector<LinearTarget>();
-  return std::any_of(targets.begin(), targets.end(),
-                     [&](const LinearTarget& target) { return role == target.role + ".bias"; });
+BiasChoice biases_of(const LoraConfig& config) {
+  return {config.biases, config.targets};
 }
 
-int first_trained_layer(const LoraConfig& config, const model::Backbone& backbone) {
-  return config.biases == "all" ? first_trained_by_biases("peft.lora.biases=all", backbone)
-                                : first_trained_by_blocks(backbone);
+/// The one that is not 0 is drawn, so that the product starts at 0.
+std::pair<at::Tensor, at::Tensor> draw_factors(const LoraConfig& config, const LinearTarget& target,
+                                               const std::string& name, std::uint64_t seed) {
+  at::Tensor a = at::zeros({config.rank, target.in_features}), b = at::zeros({target.out_features, config.rank});
+  if (config.initial == "zero_a") {
+    b = model::normal_by_name(b.sizes(), /*deviation=*/1, seed, name + ".lora_b");
+  } else {
+    // Kaiming-uniform with a = sqrt(5), as the reference implementations start: variance 1 / (3 in).
+    const double bound = 1.0 / std::sqrt(static_cast<double>(target.in_features));
+    a = model::uniform_by_name(a.sizes(), bound, seed, name + ".lora_a");
+  }
+  return {a, b};
 }
 
 }  // namespace
@@ -53,9 +50,12 @@ void describe(OptionTable& table, LoraConfig& config) {
           "Roles of the linears that get factors, in every block: attention.query, attention.key, attention.value, "
           "attention.output, feed_forward.up, feed_forward.down; or linears of single blocks: "
           "encoder.3.attention.query.");
-  table.add("peft.lora.biases", config.biases)
-      .choices({"none", "targets", "all"})
-      .help("Biases that train too. targets: those of the linears with factors. all: every bias of the backbone.");
+  describe_biases(table, "lora", config.biases);
+  table.add("peft.lora.initial", config.initial)
+      .choices({"kaiming", "zero_a"})
+      .help(
+          "kaiming: A is drawn, B is 0. zero_a: A is 0, B of N(0, 1), as the baseline in ROSA's paper, which has no "
+          "scale either (alpha = rank).");
 }
 
 std::vector<LinearTarget> plan_lora(const LoraConfig& config, const model::LayerPlan& layer) {
@@ -86,11 +86,7 @@ std::int64_t count_lora(const LoraConfig& config, const model::Backbone& backbon
       }
     }
   }
-  model::visit_planned_weights(
-      backbone, [&](const model::LayerPlan& layer, const std::string& role, const std::vector<std::int64_t>& shape) {
-        count += trains_bias(config, backbone, layer, role, shape) ? c10::multiply_integers(shape) : 0;
-      });
-  return count;
+  return count + count_biases(biases_of(config), backbone);
 }
 
 at::Tensor LoraDelta::forward(const at::Tensor& x, const model::ForwardContext& context) const {
@@ -103,16 +99,13 @@ at::Tensor LoraDelta::forward(const at::Tensor& x, const model::ForwardContext& 
 
 LoraMethod::LoraMethod(const LoraConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
                        std::uint64_t seed)
-    : ChainMethod(slice, {.first_trained_layer = first_trained_layer(config, slice.backbone())}), config_(config) {
+    : ChainMethod(slice,
+                  {.first_trained_layer = first_trained_by_targets("lora", biases_of(config), slice.backbone())}),
+      config_(config) {
   check_targets(kTargetsKey, config_.targets, slice.backbone());
   const at::Device device = slice.options().device;
   for (const auto& layer : slice.layers()) {
-    layer->visit_weights([&](const std::string& role, at::Tensor& slot, const std::vector<std::int64_t>& shape) {
-      if (trains_bias(config_, slice.backbone(), layer->plan(), role, shape)) {
-        own_weight(slice, layer->plan(), role, weights, slot);
-        trained().push_back({.name = layer->plan().name + "." + role, .value = slot, .decays = false});
-      }
-    });
+    train_biases(biases_of(config_), slice, *layer, weights, trained());
     if (layer->block() == nullptr) {
       train_task_weights(slice, *layer, weights, trained());
       continue;
@@ -120,19 +113,16 @@ LoraMethod::LoraMethod(const LoraConfig& config, model::StageSlice& slice, const
     std::map<std::string, std::shared_ptr<const LoraDelta>> deltas;
     for (const LinearTarget& target : plan_lora(config_, layer->plan())) {
       const std::string name = layer->plan().name + "." + target.role;
-      // Kaiming-uniform with a = sqrt(5), as the reference implementations start: variance 1 / (3 in).
-      const double bound = 1.0 / std::sqrt(static_cast<double>(target.in_features));
       auto delta = std::make_shared<LoraDelta>();
       delta->scale = lora_scale(config_);
       delta->dropout = config_.dropout;
       delta->place = {RandomDomain::kAdapter, layer->plan().index};
       delta->site =
           static_cast<model::DropoutSite>(static_cast<std::uint64_t>(model::DropoutSite::kFactor) + target.linear);
-      trained().push_back(make_trained(
-          name + ".lora_a", model::uniform_by_name({config_.rank, target.in_features}, bound, seed, name + ".lora_a"),
-          device));
+      const auto [a, b] = draw_factors(config_, target, name, seed);
+      trained().push_back(make_trained(name + ".lora_a", a, device));
       delta->a = trained().back().value;
-      trained().push_back(make_trained(name + ".lora_b", at::zeros({target.out_features, config_.rank}), device));
+      trained().push_back(make_trained(name + ".lora_b", b, device));
       delta->b = trained().back().value;
       deltas.emplace(target.role, std::move(delta));
     }

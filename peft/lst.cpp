@@ -236,7 +236,11 @@ void LstNetwork::climb(std::size_t place, const Tap& tap, const model::StageInpu
   at::Tensor& hidden = side.at("hidden");
   const bool has_ladder = plan.block && plan_.has_ladders;
   if (plan.block && plan.block->has_position_bias && config_.position_bias == "backbone") {
-    side["position_bias"] = tap.backbone.at("position_bias");
+    // The backbone's own bias knows words alone: images that stand behind them have none.
+    const at::Tensor& bias = tap.backbone.at("position_bias");  // [1, H, T, T]
+    const std::int64_t num_visual = hidden.size(-2) - bias.size(-1);
+    const bool has_images = num_visual > 0 && plan.stack != model::Stack::kDecoder;
+    side["position_bias"] = has_images ? at::constant_pad_nd(bias, {0, num_visual, 0, num_visual}) : bias;
   }
   if (has_ladder && config_.fuse == "before") {
     hidden = join_ladder(beside, tap, context, hidden);

@@ -17,7 +17,7 @@ namespace {
 using Indices = std::vector<std::int64_t>;
 
 at::Tensor select(const at::Tensor& weight, int dim, const Indices& kept) {
-  return weight.index_select(dim, at::tensor(kept, at::kLong));
+  return weight.index_select(dim, at::tensor(kept, at::kLong).to(weight.device()));
 }
 
 /// Walks one layer after the other from the columns kept by the sublayer before.

@@ -8,11 +8,13 @@
 
 #include <algorithm>
 #include <iterator>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "common/check.h"
 #include "common/error.h"
 #include "model/initial.h"
+#include "model/weight_loader.h"
 #include "peft/lora.h"
 #include "peft/rosa.h"
 #include "peft/trained_set.h"
@@ -23,6 +25,9 @@ namespace {
 // Of the older of the two states in the sum merge, as released.
 constexpr double kOlderShare = 0.1;
 
+/// Micro-batches from one measurement of an inexact inversion to the next.
+constexpr std::int64_t kCheckedEvery = 256;
+
 MeftSetting make_setting(const MeftConfig& config, const model::StageSlice& slice) {
   // Streams never lie below fp32, whatever the blocks compute in.
   const at::ScalarType real_type = at::promote_types(slice.options().compute_type, at::kFloat);
@@ -32,24 +37,46 @@ MeftSetting make_setting(const MeftConfig& config, const model::StageSlice& slic
           .check = InversionCheck(is_exact ? 0 : config.error_limit)};
 }
 
-/// Null: none.
-std::unique_ptr<Method> make_factors(const MethodConfig& config, model::StageSlice& slice,
-                                     const model::WeightSource& weights, std::uint64_t seed) {
-  if (config.meft.factors == "rosa") return std::make_unique<RosaMethod>(config.rosa, slice, weights, seed);
-  if (config.meft.factors != "lora") return nullptr;
-  if (config.lora.biases != "none") {
+/// The options of the factors, whose targets stand in adapted blocks alone: below, no gradient would reach them.
+template <typename Factors>
+Factors factors_within(const char* method, Factors factors, const MeftPlan& plan, const model::Backbone& backbone) {
+  if (factors.biases != "none") {
     throw ConfigError(fmt::format(
-        "peft.lora.biases: expected none inside MEFT, whose halves have gradients for factors alone, found {}",
-        config.lora.biases));
+        "peft.{}.biases: expected none inside MEFT, whose halves have gradients for factors alone, found {}", method,
+        factors.biases));
   }
-  return std::make_unique<LoraMethod>(config.lora, slice, weights, seed);
+  const bool is_frozen_below = std::any_of(backbone.chain.begin(), backbone.chain.end(), [&](const auto& layer) {
+    return layer.block && !plan.is_adapted(static_cast<int>(layer.index));
+  });
+  if (is_frozen_below) {
+    factors.targets = targets_within(fmt::format("peft.{}.targets", method), factors.targets, backbone,
+                                     [&](int layer) { return plan.is_adapted(layer); });
+  }
+  return factors;
+}
+
+/// Null: none.
+std::unique_ptr<Method> make_factors(const MethodConfig& config, const MeftPlan& plan, model::StageSlice& slice,
+                                     const model::WeightSource& weights, std::uint64_t seed) {
+  const model::Backbone& backbone = slice.backbone();
+  if (config.meft.factors == "rosa") {
+    return std::make_unique<RosaMethod>(factors_within("rosa", config.rosa, plan, backbone), slice, weights, seed);
+  }
+  if (config.meft.factors != "lora") return nullptr;
+  return std::make_unique<LoraMethod>(factors_within("lora", config.lora, plan, backbone), slice, weights, seed);
 }
 
 }  // namespace
 
 std::int64_t count_meft_factors(const MethodConfig& config, const model::Backbone& backbone) {
-  if (config.meft.factors == "lora") return count_lora(config.lora, backbone);
-  return config.meft.factors == "rosa" ? count_rosa(config.rosa, backbone) : 0;
+  if (config.meft.factors == "none") return 0;
+  const MeftPlan plan = plan_meft(config.meft, backbone);
+  return config.meft.factors == "lora" ? count_lora(factors_within("lora", config.lora, plan, backbone), backbone)
+                                       : count_rosa(factors_within("rosa", config.rosa, plan, backbone), backbone);
+}
+
+bool freezes_pooler(const MethodConfig& config, const model::LayerPlan& layer) {
+  return config.method == "meft" && !config.meft.pooler_trained && layer.head && layer.head->dense_is_pooler;
 }
 
 MeftMethod::MeftMethod(const MethodConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
@@ -59,7 +86,7 @@ MeftMethod::MeftMethod(const MethodConfig& config, model::StageSlice& slice, con
   check_cut(slice.range().end);
   const model::Backbone& backbone = slice.backbone();
   const MeftPlan& plan = setting_.plan;
-  factors_ = make_factors(config, slice, weights, seed);
+  factors_ = make_factors(config, plan, slice, weights, seed);
   for (const auto& layer : slice.layers()) {
     const int index = static_cast<int>(layer->plan().index);
     if (plan.is_adapted(index)) {
@@ -82,6 +109,7 @@ MeftMethod::MeftMethod(const MethodConfig& config, model::StageSlice& slice, con
     } else {
       train_task_weights(slice, *layer, weights, trained_);
     }
+    if (freezes_pooler(config, layer->plan())) freeze_pooler(*layer, weights);
     joint_trained_[index] = {first, {trained_.begin() + first, trained_.end()}};
   }
 }
@@ -92,6 +120,23 @@ std::vector<TrainedTensor> MeftMethod::factors_of(const model::Layer& layer) con
   std::copy_if(factors_->trained().begin(), factors_->trained().end(), std::back_inserter(found),
                [&](const TrainedTensor& tensor) { return tensor.name.starts_with(layer.plan().name + "."); });
   return found;
+}
+
+void MeftMethod::freeze_pooler(model::Layer& head, const model::WeightSource& weights) {
+  const std::string prefix = head.plan().name + ".dense.";
+  head.visit_weights([&](const std::string& role, at::Tensor& slot, const std::vector<std::int64_t>& /*shape*/) {
+    if (!(head.plan().name + "." + role).starts_with(prefix)) return;
+    const auto stored = slice_.backbone().family->stored_weight(head.plan(), role);
+    if (model::present_names(stored, weights).empty()) {
+      throw ConfigError(
+          fmt::format("peft.meft.pooler_trained=false: expected the pooler in {}, found none, so it would stay as it "
+                      "is drawn; take "
+                      "peft.meft.pooler_trained=true, or model.pooling=mean, which reads none",
+                      slice_.backbone().folder.string()));
+    }
+    slot.requires_grad_(false);
+  });
+  std::erase_if(trained_, [&](const TrainedTensor& tensor) { return tensor.name.starts_with(prefix); });
 }
 
 std::map<std::string, at::Tensor> MeftMethod::kept_tensors() const {
@@ -164,8 +209,9 @@ StageResult MeftMethod::forward(model::Carry incoming, const model::StageInputs&
   const model::LayerRange range = slice_.range();
   auto pass = keeps_pass ? std::make_unique<MeftPass>() : nullptr;
   Climb climb{.around = {std::move(incoming), inputs, context}, .streams = {}, .pass = pass.get()};
-  climb.is_checked = keeps_pass && !is_started_;
-  is_started_ = is_started_ || keeps_pass;
+  // An exact inversion that holds once holds; the error of a real one grows with the adapters.
+  const std::int64_t every = config_.inversion == "exact" ? std::numeric_limits<std::int64_t>::max() : kCheckedEvery;
+  climb.is_checked = keeps_pass && num_passes_++ % every == 0;
   model::Carry& carry = climb.around.carry;
   if (setting_.plan.has_streams_before(range.first)) {
     climb.streams = Streams{std::move(carry.at(kFirstStream)), std::move(carry.at(kSecondStream))};
@@ -288,7 +334,7 @@ std::vector<std::pair<std::string, std::string>> MeftMethod::describe_export() c
     for (const auto& [key, text] : factors_->describe_export()) factors[key] = nlohmann::json::parse(text);
   }
   return {{"variant", nlohmann::json(plan.variant).dump()},
-          {"rank", nlohmann::json(config_.rank).dump()},
+          {"rank", nlohmann::json(meft_rank(config_, slice_.backbone())).dump()},
           {"lambda", nlohmann::json(plan.lambda.value).dump()},
           {"beta", nlohmann::json(plan.beta.value).dump()},
           {"blocks", nlohmann::json(adapted).dump()},

@@ -22,6 +22,9 @@ namespace espalier::peft {
 /// Trained scalars of the factors inside F and G.
 std::int64_t count_meft_factors(const MethodConfig& config, const model::Backbone& backbone);
 
+/// BERT's pooler stands before the classifier and stays frozen. Its scalars do not train, though they are of the head.
+bool freezes_pooler(const MethodConfig& config, const model::LayerPlan& layer);
+
 class MeftMethod final : public Method {
  public:
   /// Throws: ConfigError for options that do not fit the backbone, and for an inversion whose results would depend on
@@ -39,8 +42,7 @@ class MeftMethod final : public Method {
   [[nodiscard]] std::vector<std::pair<std::string, std::string>> describe_export() const override;
   [[nodiscard]] std::map<std::string, at::Tensor> kept_tensors() const override;
   [[nodiscard]] Resampling* resampling() override;
-  /// Largest relative error of the inverted streams, once the first backward has measured it.
-  [[nodiscard]] std::optional<double> inversion_error() const { return setting_.check.error(); }
+  [[nodiscard]] std::optional<double> inversion_error() const override { return setting_.check.error(); }
 
  private:
   /// What travels up through the layers of a stage.
@@ -51,6 +53,8 @@ class MeftMethod final : public Method {
     bool is_checked = false;
   };
   void check_cut(int layer) const;
+  /// Takes the pooler back from what trains.
+  void freeze_pooler(model::Layer& head, const model::WeightSource& weights);
   /// What the method of the factors trains in `layer`.
   [[nodiscard]] std::vector<TrainedTensor> factors_of(const model::Layer& layer) const;
   [[nodiscard]] bool is_anchor(int layer) const;
@@ -68,7 +72,7 @@ class MeftMethod final : public Method {
   MeftConfig config_;
   model::StageSlice& slice_;
   MeftSetting setting_;
-  bool is_started_ = false;
+  std::int64_t num_passes_ = 0;
   std::unique_ptr<Method> factors_;          ///< puts factors on the linears; null: none. Never run.
   std::map<int, MeftBlock> blocks_;          ///< by index in the chain
   std::map<int, at::Tensor> merge_weights_;  ///< [D, 2D] of the concat merge, by the layer that reads it

@@ -18,7 +18,7 @@ namespace espalier::peft {
 inline constexpr const char* kFirstStream = "stream_1";
 inline constexpr const char* kSecondStream = "stream_2";
 
-/// Compares inverted streams with the true ones, in the first micro-batch of a process.
+/// Compares inverted streams with the true ones, in the micro-batches that are checked.
 class InversionCheck {
  public:
   /// `error_limit` of the relative error; 0: every bit must agree.

@@ -80,7 +80,9 @@ void describe(OptionTable& table, MeftConfig& config) {
       .help(
           "MEFT1: the block makes the first stream, an adapter the second. MEFT2: the other way round. MEFT3: the "
           "attention makes the first, the feed-forward the second.");
-  table.add("peft.meft.rank", config.rank).at_least(1).help("Inner width of the adapters.");
+  table.add("peft.meft.rank", config.rank)
+      .at_least(0)
+      .help("Inner width of the adapters. 0: 64 for decoder-only models, 8 for others.");
   table.add("peft.meft.lambda", config.lambda)
       .help("Multiplies the first stream; 0: the variant's own (0.1, 1, 0.1). 1 / k where the inversion is exact.");
   table.add("peft.meft.beta", config.beta)
@@ -106,8 +108,10 @@ void describe(OptionTable& table, MeftConfig& config) {
   table.add("peft.meft.factors", config.factors)
       .choices({"none", "lora", "rosa"})
       .help(
-          "Low-rank factors that train on linears inside the blocks besides the adapters, with the options of their "
-          "method.");
+          "Low-rank factors that train on linears inside the adapted blocks besides the adapters, with the options of "
+          "their method.");
+  table.add("peft.meft.pooler_trained", config.pooler_trained)
+      .help("BERT's pooler, which belongs to the pretrained model, trains with the classifier behind it.");
   table.add("peft.meft.inversion", config.inversion)
       .choices({"exact", "float", "anchored"})
       .help(
@@ -125,17 +129,21 @@ void describe(OptionTable& table, MeftConfig& config) {
           "backbone with outliers.");
   table.add("peft.meft.error_limit", config.error_limit)
       .above(0)
-      .help("Relative error of the inverted streams, measured in the first step, above which a float inversion stops.");
+      .help(
+          "Relative error of the inverted streams, measured now and then from the first step on, above which a float "
+          "inversion stops.");
+}
+
+std::int64_t meft_rank(const MeftConfig& config, const model::Backbone& backbone) {
+  if (config.rank > 0) return config.rank;
+  const auto block = std::find_if(backbone.chain.begin(), backbone.chain.end(),
+                                  [](const model::LayerPlan& layer) { return layer.block.has_value(); });
+  const bool is_decoder_only = block != backbone.chain.end() && block->block->is_causal;
+  return is_decoder_only ? 64 : 8;
 }
 
 MeftPlan plan_meft(const MeftConfig& config, const model::Backbone& backbone) {
   check_variant(config, backbone);
-  if (config.factors != "none" && config.frozen_bottom > 0) {
-    throw ConfigError(fmt::format(
-        "peft.meft.frozen_bottom: expected 0 with peft.meft.factors={}, whose factors stand on the linears of every "
-        "block and would find no gradient below the streams; found {}",
-        config.factors, config.frozen_bottom));
-  }
   MeftPlan plan;
   plan.variant = config.variant;
   plan.lambda = read_scale(config, "lambda", config.lambda, config.variant == 2 ? 1 : 0.1);
@@ -187,7 +195,7 @@ std::vector<MeftAdapter> meft_adapters(const MeftPlan& plan) {
 BottleneckSpec meft_bottleneck(const MeftConfig& config, const model::Backbone& backbone, const model::BlockSpec& block,
                                MeftAdapter adapter) {
   return {.width = block.width,
-          .rank = config.rank,
+          .rank = meft_rank(config, backbone),
           .activation = block.activation,
           .dropout = block.hidden_dropout,
           .has_norm = config.norm_in_adapter && adapter == MeftAdapter::kReversible,

@@ -47,6 +47,9 @@ struct MeftPlan {
   [[nodiscard]] bool switches() const { return variant != 3; }
 };
 
+/// Inner width of the adapters: the option's, or as published 64 for decoder-only models and 8 for others.
+std::int64_t meft_rank(const MeftConfig& config, const model::Backbone& backbone);
+
 /// Throws: ConfigError naming the key that does not fit.
 MeftPlan plan_meft(const MeftConfig& config, const model::Backbone& backbone);
 

@@ -37,7 +37,7 @@ at::Tensor product_of(const model::LinearDelta& delta) {
   }
   const auto* rosa = dynamic_cast<const RosaDelta*>(&delta);
   ESPALIER_CHECK(rosa != nullptr, "a delta that has no product");
-  return rosa->b.mm(rosa->a);
+  return rosa->own_b().mm(rosa->a);
 }
 
 }  // namespace

@@ -159,7 +159,7 @@ std::unique_ptr<Method> make_joint_method(const std::vector<ObjectiveRequest>& o
                       request.name, request.method.method));
     }
     const std::uint64_t own_seed = trained_seed(request.method, seed);
-    SideObjective part{.name = request.name};
+    SideObjective part{.part = {.name = request.name}};
     if (!parts.empty()) {
       part.slice = std::make_unique<model::StageSlice>(slice, request.backbone, weights, own_seed);
     }
@@ -186,6 +186,9 @@ TrainedCount count_trained(const MethodConfig& config, const model::Backbone& ba
       count.head += c10::multiply_integers(shape);
     }
   });
+  if (const model::LayerPlan& last = backbone.chain.back(); trains_head && freezes_pooler(config, last)) {
+    count.head -= last.head->width * (last.head->width + 1);
+  }
   const Entry& entry = entry_of(config);
   count.method = entry.count != nullptr ? entry.count(config, backbone) : 0;
   return count;

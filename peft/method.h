@@ -135,6 +135,9 @@ class Method {
   /// Tensors that do not train and are no longer what the folder stores, under canonical names (the rest of a weight
   /// that ROSA split): a checkpoint holds them beside the trained ones.
   [[nodiscard]] virtual std::map<std::string, at::Tensor> kept_tensors() const { return {}; }
+  /// Largest relative error of the inputs that this stage's backward recomputed so far; nothing where none is or none
+  /// was measured.
+  [[nodiscard]] virtual std::optional<double> inversion_error() const { return std::nullopt; }
   /// Null for a method that changes nothing between steps.
   [[nodiscard]] virtual Resampling* resampling() { return nullptr; }
 

@@ -45,6 +45,7 @@ struct LoraConfig {
   bool rank_stabilized = false;                                               ///< scale alpha / sqrt(rank)
   std::vector<std::string> targets = {"attention.query", "attention.value"};  ///< roles of linears, or linears
   std::string biases = "none";                                                ///< none | targets | all: which train too
+  std::string initial = "kaiming";                                            ///< kaiming | zero_a
 };
 
 struct RosaConfig {
@@ -54,10 +55,13 @@ struct RosaConfig {
   std::string sigma = "a";               ///< a: on A | both: its root on A and on B
   std::string split = "subspace";        ///< subspace | add | random_add
   std::string trained_factors = "both";  ///< both | a | b
+  bool factors_decay = true;             ///< weight decay acts on the factors
+  std::string biases = "none";           ///< as of LoRA
   std::int64_t every_epochs = 1;         ///< 0: the first event only
   std::int64_t every_steps = 0;          ///< in place of every_epochs
   bool head_trained = true;
-  std::string svd_type = "fp32";  ///< fp32 | fp64
+  std::string svd_type = "fp32";      ///< fp32 | fp64
+  std::string svd_device = "device";  ///< device | cpu
 };
 
 struct AdapterConfig {
@@ -66,12 +70,13 @@ struct AdapterConfig {
   std::int64_t rank = 48;
   std::string activation = "model";  ///< the backbone's, or a name
   double dropout = 0;
+  double scale = 1;  ///< of what a parallel bottleneck adds
   bool norms_trained = false;
 };
 
 struct MeftConfig {
-  std::int64_t variant = 1;  ///< MEFT1, 2 or 3
-  std::int64_t rank = 8;
+  std::int64_t variant = 1;             ///< MEFT1, 2 or 3
+  std::int64_t rank = 0;                ///< 0: 64 for decoder-only models, else 8
   double lambda = 0, beta = 0;          ///< 0: the variant's own
   std::int64_t reversible_layers = -1;  ///< -1: all above frozen_bottom
   std::int64_t frozen_bottom = 0;       ///< lowest blocks, plain and frozen
@@ -83,11 +88,13 @@ struct MeftConfig {
   std::int64_t fraction_bits = 20;
   double error_limit = 1e-3;     ///< of the float inversion
   std::string factors = "none";  ///< none | lora | rosa, inside F and G
+  bool pooler_trained = false;   ///< BERT's
 };
 
 struct PromptConfig {
   std::int64_t tokens = 20;
-  std::string initial = "words";  ///< words | normal
+  std::string initial = "words";               ///< words | normal | ids
+  std::vector<std::int64_t> initial_ids = {};  ///< words that the prompts start from, over and over
 };
 
 struct MethodConfig {

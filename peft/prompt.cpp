@@ -30,6 +30,18 @@ const model::EmbeddingSpec& words_of(const PromptConfig& config, const model::Ba
         "peft.prompt.tokens: expected less than the {} positions of the model, so that words fit behind, found {}",
         backbone.max_positions, config.tokens));
   }
+  if ((config.initial == "ids") != !config.initial_ids.empty()) {
+    throw ConfigError(
+        fmt::format("peft.prompt.initial_ids: expected ids with peft.prompt.initial=ids and none without, found {} of "
+                    "them with {}",
+                    config.initial_ids.size(), config.initial));
+  }
+  for (const std::int64_t id : config.initial_ids) {
+    if (id < 0 || id >= embedding->vocab_size) {
+      throw ConfigError(fmt::format("peft.prompt.initial_ids: expected ids of the vocabulary, 0..{}, found {}",
+                                    embedding->vocab_size - 1, id));
+    }
+  }
   return *embedding;
 }
 
@@ -47,8 +59,10 @@ at::Tensor draw_start(const PromptConfig& config, const model::Backbone& backbon
   }
   PhiloxSequence random(derive_key(seed, RandomDomain::kInitial, name));
   at::Tensor ids = at::empty({config.tokens}, at::kLong);
+  const auto given = static_cast<std::int64_t>(config.initial_ids.size());
   for (std::int64_t i = 0; i < config.tokens; ++i) {
-    ids[i] = static_cast<std::int64_t>(random.next_below(static_cast<std::uint64_t>(words.vocab_size)));
+    ids[i] = given > 0 ? config.initial_ids[static_cast<std::size_t>(i % given)]
+                       : static_cast<std::int64_t>(random.next_below(static_cast<std::uint64_t>(words.vocab_size)));
   }
   const at::Tensor table = stored_weight(backbone, backbone.chain.front(), "token.weight", weights);
   return table.index_select(0, ids).to(at::kFloat) * words.token_scale;
@@ -61,8 +75,14 @@ void describe(OptionTable& table, PromptConfig& config) {
       .at_least(1)
       .help("Trained vectors in front of every row. They take positions, time and memory as words do.");
   table.add("peft.prompt.initial", config.initial)
-      .choices({"words", "normal"})
-      .help("What they start from. words: embeddings of random words of the vocabulary. normal: N(0, 0.02^2).");
+      .choices({"words", "normal", "ids"})
+      .help(
+          "What they start from. words: embeddings of random words of the vocabulary. normal: N(0, 0.02^2). ids: those "
+          "of peft.prompt.initial_ids.");
+  table.add("peft.prompt.initial_ids", config.initial_ids)
+      .help(
+          "Ids of the words that the prompts start from, over and over until there are enough: of a sentence that says "
+          "the task, or of the labels.");
 }
 
 std::int64_t count_prompt(const PromptConfig& config, const model::Backbone& backbone) {

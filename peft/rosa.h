@@ -18,14 +18,28 @@ void describe(OptionTable& table, RosaConfig& config);
 /// smaller width on the weight itself trains.
 std::int64_t rosa_rank(const RosaConfig& config, const LinearTarget& target);
 
+/// What is cut as one matrix: a linear, or those that the backbone's folder stores as one (GPT-2's c_attn), which share
+/// their A.
+struct RosaTarget {
+  LinearTarget whole;                 ///< its name, and the sizes of the matrix
+  std::vector<LinearTarget> linears;  ///< whose rows it has, in their order
+};
+
+/// The targets of one block. "attention.query_key_value" among the options' joins the three where they are stored so.
+std::vector<RosaTarget> plan_rosa(const RosaConfig& config, const model::LayerPlan& layer);
+
 /// Trained scalars without the task head. Throws: ConfigError for options that contradict each other.
 std::int64_t count_rosa(const RosaConfig& config, const model::Backbone& backbone);
 
 class RosaDelta final : public model::LinearDelta {
  public:
   // R rank
-  at::Tensor a;  ///< [R, in]
-  at::Tensor b;  ///< [out, R]
+  at::Tensor a;                ///< [R, in]
+  at::Tensor b;                ///< [out, R], or of a matrix of several linears
+  std::int64_t first_row = 0;  ///< of the linear's own rows of b
+  std::int64_t num_rows = 0;   ///< 0: all
+  /// [out, R]
+  [[nodiscard]] at::Tensor own_b() const { return num_rows == 0 ? b : b.narrow(0, first_row, num_rows); }
   /// Thin products: B A is never formed.
   [[nodiscard]] at::Tensor forward(const at::Tensor& x, const model::ForwardContext& context) const override;
 };
@@ -49,11 +63,14 @@ class RosaMethod final : public ChainMethod, public Resampling {
 
  private:
   struct Weight {
-    std::string name;  ///< of the linear: "encoder.0.attention.query"
+    std::string name;  ///< of the target: "encoder.0.attention.query"
     RosaParts parts;
   };
-  void adapt(model::Layer& layer, const LinearTarget& target, model::Linear& linear,
-             const model::WeightSource& weights);
+  using Linears = std::map<std::string, model::Linear*>;  // by role
+  void adapt(model::Layer& layer, const RosaTarget& target, const Linears& linears, const model::WeightSource& weights);
+  /// The weight of the target [out, in], of which its linears' are views.
+  at::Tensor join_weights(model::Layer& layer, const RosaTarget& target, const Linears& linears,
+                          const model::WeightSource& weights);
   void keep_head(model::Layer& layer, const model::WeightSource& weights);
 
   RosaConfig config_;

@@ -51,7 +51,8 @@ at::Tensor merged_weight(const RosaParts& parts, at::ScalarType type) {
   return at::addmm(parts.rest.to(type), parts.b.to(type), parts.a.to(type));
 }
 
-RosaParts split_weight(const at::Tensor& weight, const std::vector<std::int64_t>& subspace, const std::string& sigma) {
+RosaParts split_weight(const at::Tensor& weight, const std::vector<std::int64_t>& subspace, const std::string& sigma,
+                       at::ScalarType stored) {
   const at::NoGradGuard no_grad;
   const auto [u, s, vh] = at::linalg_svd(weight, /*full_matrices=*/false);  // [out, k], [k], [k, in]
   const at::Tensor index = at::tensor(subspace, at::kLong).to(weight.device());
@@ -70,16 +71,17 @@ RosaParts split_weight(const at::Tensor& weight, const std::vector<std::int64_t>
     right = right * values.unsqueeze(1);
   }
   // Of the rounded factors, so that rest + b a is the weight again to one rounding of the rest.
-  const at::Tensor a = right.to(at::kFloat), b = left.to(at::kFloat);
+  const at::Tensor a = right.to(stored), b = left.to(stored);
   const at::Tensor rest =
       at::addmm(weight, b.to(weight.scalar_type()), a.to(weight.scalar_type()), /*beta=*/1, /*alpha=*/-1);
-  return {rest.to(at::kFloat), a, b};
+  return {rest.to(stored), a, b};
 }
 
 void resample(RosaParts& parts, const RosaConfig& config, std::uint64_t seed, std::int64_t event,
               std::string_view name) {
   const at::NoGradGuard no_grad;
-  const at::Tensor weight = merged_weight(parts, config.svd_type == "fp64" ? at::kDouble : at::kFloat);
+  at::Tensor weight = merged_weight(parts, config.svd_type == "fp64" ? at::kDouble : at::kFloat);
+  if (config.svd_device == "cpu") weight = weight.cpu();
   const auto fill = [](const at::Tensor& target, const at::Tensor& value) { target.detach().copy_(value); };
   if (config.split == "random_add") {
     fill(parts.rest, weight);
@@ -89,7 +91,7 @@ void resample(RosaParts& parts, const RosaConfig& config, std::uint64_t seed, st
   }
   const std::int64_t size = std::min(weight.size(0), weight.size(1));
   const auto subspace = sample_subspace(config.sampling, size, parts.a.size(0), seed, event, name);
-  const RosaParts fresh = split_weight(weight, subspace, config.sigma);
+  const RosaParts fresh = split_weight(weight, subspace, config.sigma, parts.rest.scalar_type());
   fill(parts.rest, config.split == "add" ? weight : fresh.rest);
   fill(parts.a, fresh.a);
   fill(parts.b, fresh.b);

@@ -99,4 +99,13 @@ void train_task_weights(model::StageSlice& slice, model::Layer& layer, const mod
   train_weights(slice, layer, weights, /*copies=*/{}, /*of_task_alone=*/true, trained);
 }
 
+void train_chosen(model::StageSlice& slice, model::Layer& layer, const model::WeightSource& weights,
+                  const WeightChoice& is_wanted, std::vector<TrainedTensor>& trained) {
+  layer.visit_weights([&](const std::string& role, at::Tensor& slot, const std::vector<std::int64_t>& shape) {
+    if (!is_wanted(role, shape)) return;
+    own_weight(slice, layer.plan(), role, weights, slot);
+    trained.push_back({.name = layer.plan().name + "." + role, .value = slot, .decays = false});
+  });
+}
+
 }  // namespace espalier::peft

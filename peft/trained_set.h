@@ -3,6 +3,7 @@
 // reads.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -37,5 +38,10 @@ void train_layer(model::StageSlice& slice, model::Layer& layer, const model::Wei
 /// The same of those weights of `layer` that every method trains: a pooled head, a visual embedding. None may be there.
 void train_task_weights(model::StageSlice& slice, model::Layer& layer, const model::WeightSource& weights,
                         std::vector<TrainedTensor>& trained);
+
+/// Makes those weights of `layer` trained, without weight decay, that `is_wanted` picks: biases, norms.
+using WeightChoice = std::function<bool(const std::string& role, const std::vector<std::int64_t>& shape)>;
+void train_chosen(model::StageSlice& slice, model::Layer& layer, const model::WeightSource& weights,
+                  const WeightChoice& is_wanted, std::vector<TrainedTensor>& trained);
 
 }  // namespace espalier::peft

@@ -61,7 +61,11 @@ def train(options: dict[str, object], batches: list[dict[str, torch.Tensor]]) ->
     # init_lora_weights=False leaves both factors random: from B = 0 the first step would give A no gradient.
     config = peft.LoraConfig(task_type="SEQ_CLS", lora_dropout=0.0, init_lora_weights=False, modules_to_save=["pooler"], **options)
     model = peft.get_peft_model(model, config).double().eval()
-    trained = {canonical(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return take_steps(model, {canonical(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}, batches)
+
+
+def take_steps(model: torch.nn.Module, trained: dict[str, torch.nn.Parameter], batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """One step of AdamW a batch, matrices decaying: `trained` before and after, and what the first step computes."""
     written = {f"start.{name}": parameter.detach().clone() for name, parameter in trained.items()}
     groups = [{"params": [p for p in trained.values() if p.dim() > 1], "weight_decay": WEIGHT_DECAY},
               {"params": [p for p in trained.values() if p.dim() == 1], "weight_decay": 0.0}]

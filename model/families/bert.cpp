@@ -104,7 +104,7 @@ Backbone plan_bert(const ConfigFile& config, const HeadRequest& request) {
   auto names = encoder_names();
   names.model_type = "bert";
   names.prefixes = {"bert.", ""};
-  // BertPooler is the dense layer of the head.
+  backbone.chain.back().head->dense_is_pooler = backbone.chain.back().head->has_dense;
   names.places["head"] = {{"dense", {{"pooler.dense"}}}, {"classifier", {{"/classifier"}}}};
   names.extras.push_back("cls.");
   backbone.family = std::make_shared<Family>(std::move(names));

@@ -71,6 +71,7 @@ Backbone plan_vit(const ConfigFile& config, const HeadRequest& request) {
   final.width = block.width;
   HeadSpec head;
   head.pooling = request.pooling == "mean" ? Pooling::kMean : Pooling::kFirstToken;
+  head.first_pooled = 1;  // behind the class token
   head.width = block.width;
   head.num_labels = read_num_labels(config, request);
   head.has_dense = false;

@@ -216,6 +216,32 @@ TEST(TransformerBlock, DrawsDropoutAtEverySiteWithItsOwnKey) {
   }
 }
 
+TEST(TransformerBlock, LeavesBranchesOutOfWholeRows) {
+  auto spec = small_spec();
+  spec.norm_place = NormPlace::kBefore;
+  const at::Tensor x = drawn({16, 5, 12}, "x");
+  TransformerBlock plain(spec, {RandomDomain::kBackbone, 4});
+  fill(plain);
+  spec.drop_path = 0.25;
+  TransformerBlock block(spec, {RandomDomain::kBackbone, 4});
+  fill(block);
+  const ForwardContext training{.is_training = true, .key = {1, 2, 3}};
+  const auto parts = [&](const TransformerBlock& of, const ForwardContext& context) {
+    return std::vector{of.attention_part(x, {}, context), of.feed_forward_part(x, context)};
+  };
+  EXPECT_TRUE(at::equal(parts(block, {})[0], parts(plain, {})[0])) << "evaluation leaves nothing out";
+  const auto whole = parts(plain, {}), found = parts(block, training);
+  std::vector<at::Tensor> left_out;
+  for (std::size_t part = 0; part < 2; ++part) {
+    const at::Tensor is_left_out = found[part].eq(x).flatten(1).all(1);  // [16]
+    EXPECT_TRUE(is_left_out.any().item<bool>());
+    const at::Tensor scaled = x + (whole[part] - x) / 0.75;
+    EXPECT_TRUE(at::allclose(found[part], at::where(is_left_out.view({16, 1, 1}), x, scaled), 1e-5, 1e-5));
+    left_out.push_back(is_left_out);
+  }
+  EXPECT_FALSE(at::equal(left_out[0], left_out[1])) << "each branch draws by itself";
+}
+
 class DoublingInsert : public Insert {
  public:
   [[nodiscard]] at::Tensor forward(const at::Tensor& x, const ForwardContext& context) const override {

@@ -76,6 +76,19 @@ TEST_F(HeadTest, MeanPoolingTakesTheAttendedTokensOnly) {
   EXPECT_TRUE(at::allclose(logits_of(slice), all, 1e-5, 1e-6));
 }
 
+TEST(PooledHead, LeavesTheClassTokenOfImagesOutOfTheMean) {
+  LayerPlan plan{.kind = LayerKind::kHead, .name = "head"};
+  plan.head = HeadSpec{.pooling = Pooling::kMean, .first_pooled = 1, .width = 4, .num_labels = 4, .has_dense = false};
+  HeadLayer head(plan);
+  head.visit_weights([](const std::string& role, at::Tensor& slot, const std::vector<std::int64_t>& shape) {
+    slot = role.ends_with("weight") ? at::eye(4) : at::zeros(shape);
+  });
+  const at::Tensor hidden = at::arange(24, at::kFloat).view({2, 3, 4}).sin();
+  Carry carry{{"hidden", hidden}};
+  head.forward(carry, {}, {});
+  EXPECT_TRUE(at::allclose(carry.at("logits"), hidden.slice(1, 1).mean(1), 1e-6, 1e-6));
+}
+
 TEST_F(HeadTest, DrawsItsDropoutUnderItsOwnDomain) {
   for (const auto* family : {"bert", "roberta"}) {
     write({.family = family, .dropout = 0.3, .has_head = true});

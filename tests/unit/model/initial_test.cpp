@@ -75,6 +75,12 @@ TEST(InitialValues, HaveTheStatedDistribution) {
   const at::Tensor neighbours = normal.slice(0, 0, count - 1) * normal.slice(0, 1);
   EXPECT_NEAR(neighbours.mean().item<double>(), 0, error);
 
+  // Of the standard normal within two deviations: variance 1 - 4 phi(2) / (Phi(2) - Phi(-2)).
+  const at::Tensor truncated = truncated_normal_by_name({count}, 0.02, 7, "x").to(at::kDouble) / 0.02;
+  EXPECT_LE(truncated.abs().max().item<double>(), 2 + 1e-6);
+  EXPECT_NEAR(truncated.mean().item<double>(), 0, error);
+  EXPECT_NEAR(truncated.square().mean().item<double>(), 0.77374, error * std::sqrt(2.0));
+
   const at::Tensor uniform = uniform_by_name({count}, 0.25, 7, "x").to(at::kDouble);
   EXPECT_LE(uniform.abs().max().item<double>(), 0.25);
   EXPECT_NEAR(uniform.mean().item<double>(), 0, 0.25 * error / std::sqrt(3.0));

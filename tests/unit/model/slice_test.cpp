@@ -230,6 +230,17 @@ TEST_F(SliceTest, DrawsTheSameDropoutAtEveryCut) {
   }
 }
 
+TEST_F(SliceTest, LetsTheShareOfDroppedBranchesGrowWithTheBlock) {
+  write({.num_blocks = 3});
+  for (const LayerRange range : {LayerRange{0, backbone_.num_layers()}, LayerRange{2, backbone_.num_layers()}}) {
+    const StageSlice slice(backbone_, range, *weights_, {.drop_path = 0.3});
+    for (const auto& layer : slice.layers()) {
+      if (layer->block() == nullptr) continue;
+      EXPECT_DOUBLE_EQ(layer->block()->spec().drop_path, 0.15 * static_cast<double>(layer->plan().number));
+    }
+  }
+}
+
 TEST_F(SliceTest, NamesEveryTensorThatIsMissingOrHasAnotherShapeOrType) {
   write({});
   rewrite([](auto& tensors) {

@@ -6,6 +6,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <filesystem>
 
 #include "common/error.h"
@@ -64,6 +65,12 @@ TEST(Bottleneck, IsTheProductOfItsPartsWithWhatItsSpecAdds) {
   }
 }
 
+TEST(Bottleneck, ScalesWhatItAdds) {
+  auto plain = make_bottleneck({.width = 6, .rank = 3}), scaled = make_bottleneck({.width = 6, .rank = 3, .scale = 4});
+  const at::Tensor x = at::arange(24).view({4, 6}).cos();
+  EXPECT_TRUE(at::equal(scaled.bottleneck.forward(x, {}), plain.bottleneck.forward(x, {}) * 4));
+}
+
 TEST(Bottleneck, DropsBehindItsActivationInTrainingAlone) {
   auto made = make_bottleneck({.width = 64, .rank = 64, .activation = model::Activation::kRelu, .dropout = 0.5});
   made.weights.at("a.down.weight").copy_(at::eye(64));
@@ -84,6 +91,21 @@ TEST(Bottleneck, StartsFromTheDeviationsOfItsSpec) {
   EXPECT_TRUE(at::equal(made.weights.at("a.down.bias"), at::zeros({100})));
   EXPECT_TRUE(at::equal(made.weights.at("a.up.bias"), at::zeros({200})));
   EXPECT_TRUE(at::equal(made.weights.at("a.norm.weight"), at::ones({200})));
+}
+
+TEST(AdapterMethod, DrawsItsMatricesAsPublished) {
+  const TinyModel tiny = make_tiny({.width = 64, .num_heads = 4});
+  const auto start = [&](const char* placement, const std::string& weight) {
+    return Stages(tiny, adapter_config(placement), 1).trained("encoder.1.adapter." + weight).detach();
+  };
+  // Houlsby et al.: normal of deviation 0.01, truncated at two; the rest of it has 0.88 of that deviation.
+  const at::Tensor near_zero = start("houlsby", "after_attention.down.weight");
+  EXPECT_NEAR(near_zero.std().item<double>(), 0.0088, 0.001);
+  EXPECT_LE(near_zero.abs().max().item<double>(), 0.02);
+  const at::Tensor uniform = start("parallel", "parallel.down.weight");
+  EXPECT_LE(uniform.abs().max().item<double>(), 1.0 / 8);
+  EXPECT_NEAR(uniform.std().item<double>(), 1.0 / 8 / std::sqrt(3.0), 0.005);
+  EXPECT_EQ(start("parallel", "parallel.up.weight").abs().max().item<double>(), 0);
 }
 
 TEST(AdapterMethod, StartsAtTheBackboneBesideTheFeedForwardAndNearItBehind) {
@@ -173,17 +195,14 @@ TEST(AdapterMethod, TrainsTheNormsOfBlocksWhenAsked) {
 
 TEST(AdapterMethod, RefusesWhatDoesNotFit) {
   const TinyModel tiny = make_tiny({});
-  const auto error_of = [&](const AdapterConfig& adapter) -> std::string {
-    try {
-      static_cast<void>(Stages(tiny, {.method = "adapter", .adapter = adapter}, 1));
-    } catch (const ConfigError& error) {
-      return error.what();
-    }
-    return "";
+  const auto error_of = [&](const AdapterConfig& adapter) {
+    return config_error([&] { static_cast<void>(Stages(tiny, {.method = "adapter", .adapter = adapter}, 1)); });
   };
   EXPECT_THAT(error_of({.rank = 17}), HasSubstr("expected at most 16"));
   EXPECT_THAT(error_of({.rank = 4, .activation = "tanh"}), HasSubstr("peft.adapter.activation"));
   EXPECT_EQ(error_of({.rank = 16, .activation = "relu"}), "");
+  EXPECT_EQ(error_of({.placement = "parallel", .rank = 4, .scale = 4}), "");
+  EXPECT_THAT(error_of({.rank = 4, .scale = 4}), HasSubstr("peft.adapter.scale: expected 1"));
   EXPECT_THAT(error_of({.cross_attention = true, .rank = 4}), HasSubstr("without cross-attention (bert)"));
   EXPECT_THAT(error_of({.placement = "parallel", .cross_attention = true, .rank = 4}), HasSubstr("found parallel"));
 }

@@ -15,7 +15,7 @@
 namespace espalier::peft {
 namespace {
 
-constexpr double kTolerance = 1e-5;
+constexpr double kLoraTolerance = 1e-5;
 constexpr int kNumSteps = 5;
 constexpr double kLearningRate = 1e-3;
 
@@ -59,11 +59,11 @@ TEST_P(LoraGolden, FirstStepAndFiveStepsOfAdamWAreThoseOfPeft) {
       });
       ASSERT_EQ(found.gradients.size(), parameters.size());
       if (step == 0) {
-        EXPECT_LT(relative_error(found.logits, golden->get(prefix + "logits")), kTolerance);
+        EXPECT_LT(relative_error(found.logits, golden->get(prefix + "logits")), kLoraTolerance);
         const double expected_loss = golden->get(prefix + "loss").item<double>();
-        EXPECT_NEAR(loss, expected_loss, kTolerance * expected_loss);
+        EXPECT_NEAR(loss, expected_loss, kLoraTolerance * expected_loss);
         for (const auto& [name, gradient] : found.gradients) {
-          EXPECT_LT(relative_error(gradient, golden->get(prefix + "gradient." + name)), kTolerance) << name;
+          EXPECT_LT(relative_error(gradient, golden->get(prefix + "gradient." + name)), kLoraTolerance) << name;
         }
       }
       std::vector<at::Tensor> gradients;
@@ -71,7 +71,7 @@ TEST_P(LoraGolden, FirstStepAndFiveStepsOfAdamWAreThoseOfPeft) {
       optimizer.step(gradients, kLearningRate);
     }
     for (const optim::Parameter& parameter : parameters) {
-      EXPECT_LT(relative_error(parameter.value, golden->get(prefix + "end." + parameter.name)), kTolerance)
+      EXPECT_LT(relative_error(parameter.value, golden->get(prefix + "end." + parameter.name)), kLoraTolerance)
           << parameter.name;
     }
   }

@@ -22,15 +22,12 @@ MethodConfig lora_config() {
   return config;
 }
 
-std::string error_of(const LoraConfig& config) {
-  try {
+std::string lora_error(const LoraConfig& config) {
+  return config_error([&] {
     const model::Backbone backbone = plan_tiny({});
     check_targets("peft.lora.targets", config.targets, backbone);
     static_cast<void>(plan_lora(config, backbone.chain[1]));
-  } catch (const ConfigError& error) {
-    return error.what();
-  }
-  return "";
+  });
 }
 
 TEST(LoraMethod, StartsAsTheBareBackbone) {
@@ -73,6 +70,27 @@ TEST(LoraMethod, DrawsTheFirstFactorWithinItsBoundAndTheSecondAsZero) {
   }
 }
 
+TEST(LoraMethod, StartsFromAZeroFirstFactorOnRequest) {
+  const TinyModel tiny = make_tiny({.width = 64, .num_heads = 4});
+  MethodConfig config = lora_config();
+  config.lora.initial = "zero_a";
+  const Stages stages(tiny, config, 2);
+  EXPECT_EQ(stages.trained("encoder.1.attention.query.lora_a").abs().max().item<double>(), 0);
+  EXPECT_NEAR(stages.trained("encoder.1.attention.query.lora_b").detach().std().item<double>(), 1, 0.2);
+}
+
+TEST(LoraMethod, SendsNothingBackBelowItsFirstTarget) {
+  const TinyModel tiny = make_tiny({});
+  using Names = std::vector<std::string>;
+  for (const auto& [target, expected] :
+       {std::pair{"encoder.2.attention.query", std::vector<Names>{{}, {}, {"hidden"}}},
+        std::pair{"encoder.0.attention.query", std::vector<Names>{{"hidden"}, {"hidden"}, {"hidden"}}}}) {
+    MethodConfig config = lora_config();
+    config.lora.targets = {target};
+    EXPECT_EQ(Stages(tiny, config, 4).step(make_batch(), training_context()).sent_back, expected) << target;
+  }
+}
+
 TEST(LoraMethod, PutsFactorsOnSingleLinearsThatAreNamed) {
   const TinyModel tiny = make_tiny({});
   MethodConfig config = lora_config();
@@ -88,7 +106,7 @@ TEST(LoraMethod, PutsFactorsOnSingleLinearsThatAreNamed) {
                                               "encoder.3.attention.query.lora_a"));
   EXPECT_EQ(count_lora(config.lora, tiny.backbone), 4 * 2 * (16 + 16) + 2 * (32 + 16));
   config.lora.targets = {"encoder.4.attention.query"};
-  EXPECT_THAT(error_of(config.lora), HasSubstr("encoder.4.attention.query"));
+  EXPECT_THAT(lora_error(config.lora), HasSubstr("encoder.4.attention.query"));
 }
 
 TEST(LoraMethod, ScalesByTheRootOfTheRankWhenStabilized) {
@@ -152,17 +170,17 @@ TEST(LoraMethod, ChangesItsStepWithDropout) {
 }
 
 TEST(LoraPlan, NamesTheRolesThereAreWhenOneIsUnknown) {
-  const std::string error = error_of({.targets = {"attention.query", "q_proj"}});
+  const std::string error = lora_error({.targets = {"attention.query", "q_proj"}});
   EXPECT_THAT(error, HasSubstr("peft.lora.targets"));
   EXPECT_THAT(error, HasSubstr("q_proj"));
   EXPECT_THAT(error, HasSubstr("attention.query, attention.key, attention.value, attention.output, feed_forward.up"));
 }
 
 TEST(LoraPlan, RefusesARankAboveTheWidthAndTargetsTwiceOrNone) {
-  EXPECT_THAT(error_of({.rank = 17}), HasSubstr("expected at most 16"));
-  EXPECT_EQ(error_of({.rank = 16}), "");
-  EXPECT_THAT(error_of({.targets = {"attention.query", "attention.query"}}), HasSubstr("each once"));
-  EXPECT_THAT(error_of({.targets = {}}), HasSubstr("at least one"));
+  EXPECT_THAT(lora_error({.rank = 17}), HasSubstr("expected at most 16"));
+  EXPECT_EQ(lora_error({.rank = 16}), "");
+  EXPECT_THAT(lora_error({.targets = {"attention.query", "attention.query"}}), HasSubstr("each once"));
+  EXPECT_THAT(lora_error({.targets = {}}), HasSubstr("at least one"));
 }
 
 TEST(LoraMethod, TellsItsExportWhatItIs) {

@@ -27,13 +27,8 @@ TinyConfig without_dropout() {
   return config;
 }
 
-std::string error_of(const LstConfig& config) {
-  try {
-    static_cast<void>(plan_lst(config, plan_tiny({})));
-  } catch (const ConfigError& error) {
-    return error.what();
-  }
-  return "";
+std::string lst_error(const LstConfig& config) {
+  return config_error([&] { static_cast<void>(plan_lst(config, plan_tiny({}))); });
 }
 
 /// The equations of docs/methods/lst.md with plain operations, reading the trained tensors by name.
@@ -278,13 +273,22 @@ TEST(LstNetwork, KeepsItsSideNetworkInFp32BesideANarrowBackbone) {
   }
 }
 
+TEST(LstNetwork, KeepsNothingOfBackboneBlocksThatHaveNoSideBlock) {
+  MethodConfig config{.method = "lst", .lst = {.reduction = 4, .layers = {1, 3}}};
+  const auto shallow = used_bytes({.num_blocks = 4}, config), deep = used_bytes({.num_blocks = 12}, config);
+  EXPECT_EQ(deep.kept, shallow.kept);
+  EXPECT_EQ(deep.peak, shallow.peak);
+  config.lst.layers = {1, 2, 3};
+  EXPECT_GT(used_bytes({.num_blocks = 12}, config).kept, deep.kept);
+}
+
 TEST(LstPlan, NamesWhatDoesNotDivideAndWhichLayerIsNotThere) {
-  EXPECT_THAT(error_of({.reduction = 3}), HasSubstr("divisor of the width 16"));
-  EXPECT_THAT(error_of({.reduction = 16}), HasSubstr("divisor of the head width 8"));
-  EXPECT_THAT(error_of({.reduction = 4, .layers = {0, 4}}), HasSubstr("0..3"));
-  EXPECT_THAT(error_of({.reduction = 4, .layers = {2, 1}}), HasSubstr("found 1 after 2"));
-  EXPECT_THAT(error_of({.reduction = 4, .layers = {-1}}), HasSubstr("found -1"));
-  EXPECT_EQ(error_of({.reduction = 8}), "");
+  EXPECT_THAT(lst_error({.reduction = 3}), HasSubstr("divisor of the width 16"));
+  EXPECT_THAT(lst_error({.reduction = 16}), HasSubstr("divisor of the head width 8"));
+  EXPECT_THAT(lst_error({.reduction = 4, .layers = {0, 4}}), HasSubstr("0..3"));
+  EXPECT_THAT(lst_error({.reduction = 4, .layers = {2, 1}}), HasSubstr("found 1 after 2"));
+  EXPECT_THAT(lst_error({.reduction = 4, .layers = {-1}}), HasSubstr("found -1"));
+  EXPECT_EQ(lst_error({.reduction = 8}), "");
 }
 
 TEST(LstNetwork, TellsItsExportWhatItIs) {

@@ -8,34 +8,15 @@
 
 #include "common/error.h"
 #include "stages.h"
+#include "tests/support/published_models.h"
 
 namespace espalier::peft {
 namespace {
 
-using nlohmann::json;
 using ::testing::HasSubstr;
 
-model::Backbone bert(const char* type, int width, int heads, int layers, int vocabulary) {
-  return plan_config({{"model_type", type},
-                      {"hidden_size", width},
-                      {"num_attention_heads", heads},
-                      {"intermediate_size", 4 * width},
-                      {"num_hidden_layers", layers},
-                      {"vocab_size", vocabulary},
-                      {"max_position_embeddings", 514},
-                      {"pad_token_id", 1}});
-}
-
-model::Backbone opt(int width, int layers) {
-  return plan_config({{"model_type", "opt"},
-                      {"hidden_size", width},
-                      {"num_attention_heads", 32},
-                      {"ffn_dim", 4 * width},
-                      {"num_hidden_layers", layers},
-                      {"vocab_size", 50272},
-                      {"max_position_embeddings", 2048},
-                      {"word_embed_proj_dim", width},
-                      {"do_layer_norm_before", true}});
+model::Backbone plan_published(const char* name, int labels = 2) {
+  return plan_config(test::published_model(name), {.num_labels = labels});
 }
 
 model::Backbone t5() {
@@ -52,20 +33,21 @@ model::Backbone t5() {
 }
 
 TEST(MeftCount, IsThePublishedOneForEveryVariant) {
-  const auto base = bert("bert", 768, 12, 12, 30522), large = bert("roberta", 1024, 16, 24, 50265);
+  const auto base = plan_published("bert-base-uncased"), large = plan_published("roberta-large");
   for (const std::int64_t variant : {1, 2, 3}) {
     EXPECT_EQ(count_meft({.variant = variant}, base), 313'536);
     EXPECT_EQ(count_meft({.variant = variant}, large), 835'968);
-    EXPECT_EQ(count_meft({.variant = variant, .rank = 64, .frozen_bottom = 8}, opt(2048, 24)), 8'456'192);
-    EXPECT_EQ(count_meft({.variant = variant, .rank = 64, .frozen_bottom = 16}, opt(4096, 32)), 16'910'336);
-    EXPECT_EQ(count_meft({.variant = variant, .rank = 64}, opt(4096, 32)), 33'820'672);
+    EXPECT_EQ(count_meft({.variant = variant, .rank = 64, .frozen_bottom = 8}, plan_published("opt-1.3b")), 8'456'192);
+    EXPECT_EQ(count_meft({.variant = variant, .rank = 64, .frozen_bottom = 16}, plan_published("opt-6.7b")),
+              16'910'336);
+    EXPECT_EQ(count_meft({.variant = variant, .rank = 64}, plan_published("opt-6.7b")), 33'820'672);
   }
   const auto roberta = count_trained({.method = "meft"}, large);
   EXPECT_EQ(roberta.method + roberta.head, 1'887'618);
 }
 
 TEST(MeftCount, ContainsTheFactorsInsideTheBlocks) {
-  const auto base = bert("bert", 768, 12, 12, 30522);
+  const auto base = plan_published("bert-base-uncased");
   EXPECT_EQ(count_trained({.method = "meft", .meft = {.factors = "lora"}}, base).method, 313'536 + 12 * 2 * 8 * 1536);
   MethodConfig config{.method = "meft", .meft = {.factors = "rosa"}};
   const auto rosa = count_trained(config, base);
@@ -75,8 +57,35 @@ TEST(MeftCount, ContainsTheFactorsInsideTheBlocks) {
   EXPECT_EQ(count_trained(config, base).head, 0);
 }
 
+TEST(MeftCount, PutsFactorsIntoAdaptedBlocksAlone) {
+  const auto base = plan_published("bert-base-uncased");
+  MethodConfig config{.method = "meft", .meft = {.frozen_bottom = 8, .factors = "lora"}};
+  EXPECT_EQ(count_trained(config, base).method, 4 * 2 * 13'064 + 4 * 2 * 8 * 1536);
+  config.lora.targets = {"attention.query", "encoder.9.attention.value"};
+  EXPECT_EQ(count_trained(config, base).method, 4 * 2 * 13'064 + 5 * 8 * 1536);
+  config.lora.targets = {"encoder.7.attention.value"};
+  EXPECT_THAT(config_error([&] { static_cast<void>(count_trained(config, base)); }),
+              HasSubstr("peft.lora.targets: expected linears of blocks that take part, found 'encoder.7"));
+}
+
+TEST(MeftCount, LeavesThePoolerOfBertOutAsPublished) {
+  for (const auto& [labels, expected] : {std::pair{2, 315'074}, {3, 315'843}, {1, 314'305}}) {
+    const auto base = plan_published("bert-base-uncased", labels);
+    MethodConfig config{.method = "meft"};
+    const auto count = count_trained(config, base);
+    EXPECT_EQ(count.method + count.head, expected);
+    config.meft.pooler_trained = true;
+    EXPECT_EQ(count_trained(config, base).head, count.head + 768 * 769);
+  }
+}
+
+TEST(MeftCount, TakesThePublishedRankOfTheKindOfModel) {
+  EXPECT_EQ(count_meft({.frozen_bottom = 8}, plan_published("opt-1.3b")), 8'456'192);
+  EXPECT_EQ(count_meft({}, plan_published("bert-base-uncased")), 313'536);
+}
+
 TEST(MeftCount, GrowsByTheConcatMergeAndByNorms) {
-  const auto base = bert("bert", 768, 12, 12, 30522);
+  const auto base = plan_published("bert-base-uncased");
   EXPECT_EQ(count_meft({.merge = "concat"}, base), 313'536 + 2 * 768 * 768);
   EXPECT_EQ(count_meft({.norm_in_adapter = true}, base), 313'536 + 12 * 2 * 768);
   EXPECT_EQ(count_meft({.cached_top = 5}, base), 313'536) << "where activations are kept changes nothing that trains";
@@ -86,29 +95,22 @@ TEST(MeftCount, GrowsByTheConcatMergeAndByNorms) {
   EXPECT_EQ(count_meft({.frozen_bottom = 2, .merge = "concat"}, t5()), 2 * 2 * adapter + 2 * 16 * 16);
 }
 
-std::string error_of(const MeftConfig& config, const model::Backbone& backbone) {
-  try {
-    static_cast<void>(plan_meft(config, backbone));
-  } catch (const ConfigError& error) {
-    return error.what();
-  }
-  return "";
+std::string meft_error(const MeftConfig& config, const model::Backbone& backbone) {
+  return config_error([&] { static_cast<void>(plan_meft(config, backbone)); });
 }
 
 TEST(MeftPlan, RefusesWhatIsUndefined) {
   const auto base = plan_tiny({});
-  EXPECT_THAT(error_of({.lambda = 0.3}, base), HasSubstr("peft.meft.lambda: expected 1 / k"));
-  EXPECT_THAT(error_of({.beta = -0.5}, base), HasSubstr("peft.meft.beta: expected 1 / k"));
-  EXPECT_EQ(error_of({.lambda = 0.3, .inversion = "float"}, base), "");
-  EXPECT_THAT(error_of({.frozen_bottom = 4}, base), HasSubstr("peft.meft.frozen_bottom: expected at most 3"));
-  EXPECT_THAT(error_of({.reversible_layers = 3, .frozen_bottom = 2}, base),
+  EXPECT_THAT(meft_error({.lambda = 0.3}, base), HasSubstr("peft.meft.lambda: expected 1 / k"));
+  EXPECT_THAT(meft_error({.beta = -0.5}, base), HasSubstr("peft.meft.beta: expected 1 / k"));
+  EXPECT_EQ(meft_error({.lambda = 0.3, .inversion = "float"}, base), "");
+  EXPECT_THAT(meft_error({.frozen_bottom = 4}, base), HasSubstr("peft.meft.frozen_bottom: expected at most 3"));
+  EXPECT_THAT(meft_error({.reversible_layers = 3, .frozen_bottom = 2}, base),
               HasSubstr("peft.meft.reversible_layers: expected at most 2"));
-  EXPECT_THAT(error_of({.cached_top = 5}, base), HasSubstr("peft.meft.cached_top: expected at most 4"));
-  EXPECT_THAT(error_of({.reversible_layers = 3, .cached_top = 1}, base), HasSubstr("give one of them"));
-  EXPECT_THAT(error_of({.frozen_bottom = 1, .factors = "lora"}, base), HasSubstr("peft.meft.factors=lora"));
-  EXPECT_THAT(error_of({.frozen_bottom = 1, .factors = "rosa"}, base), HasSubstr("peft.meft.factors=rosa"));
-  EXPECT_THAT(error_of({.variant = 3, .norm_in_adapter = true}, base), HasSubstr("peft.meft.norm_in_adapter"));
-  EXPECT_THAT(error_of({.variant = 3}, t5()), HasSubstr("peft.meft.variant: expected 1 or 2 for a decoder"));
+  EXPECT_THAT(meft_error({.cached_top = 5}, base), HasSubstr("peft.meft.cached_top: expected at most 4"));
+  EXPECT_THAT(meft_error({.reversible_layers = 3, .cached_top = 1}, base), HasSubstr("give one of them"));
+  EXPECT_THAT(meft_error({.variant = 3, .norm_in_adapter = true}, base), HasSubstr("peft.meft.norm_in_adapter"));
+  EXPECT_THAT(meft_error({.variant = 3}, t5()), HasSubstr("peft.meft.variant: expected 1 or 2 for a decoder"));
 }
 
 TEST(MeftPlan, RefusesAnInversionWhoseResultsDependOnTheCut) {

@@ -47,11 +47,6 @@ model::NamedTensors golden_batch(const std::string& family, const TinyModel& tin
   return batch;
 }
 
-/// Largest difference, of the largest number expected.
-double error_of(const at::Tensor& found, const at::Tensor& expected) {
-  return ((found - expected).abs().max() / expected.abs().max()).item<double>();
-}
-
 at::Tensor loss_of(const model::Backbone& backbone, const at::Tensor& logits, const at::Tensor& labels) {
   if (!backbone.head().is_language_model) return model::classification_loss(logits, labels, labels.size(0));
   const bool is_shifted = !backbone.is_encoder_decoder();
@@ -78,13 +73,13 @@ TEST_P(PromptGolden, LogitsLossAndGradientAreThoseOfPeftAtEveryCut) {
       loss = value.item<double>();
       return torch::autograd::grad({value}, {leaf}).front();
     });
-    EXPECT_LT(error_of(found.logits, golden->get(family + ".logits")), 1e-5);
+    EXPECT_LT(relative_error(found.logits, golden->get(family + ".logits")), 1e-5);
     EXPECT_NEAR(loss, golden->get(family + ".loss").item<double>(), 1e-5);
     const at::Tensor expected = golden->get(family + ".gradient");
     // The golden numbers are fp64. T5 does not scale its scores: there peft itself differs by 3.6e-5 in fp32.
-    EXPECT_LT(error_of(found.gradients.at(name), expected), family == "t5" ? 5e-5 : 1e-5);
+    EXPECT_LT(relative_error(found.gradients.at(name), expected), family == "t5" ? 5e-5 : 1e-5);
     EXPECT_GT(expected.abs().max().item<double>(), 1e-3) << "the gradient would say nothing";
-    EXPECT_LT(error_of(stages.evaluate(batch), found.logits), 1e-6) << "evaluation reads the prompts too";
+    EXPECT_LT(relative_error(stages.evaluate(batch), found.logits), 1e-6) << "evaluation reads the prompts too";
   }
 }
 
@@ -156,21 +151,31 @@ TEST(PromptMethod, StartsFromANormalDistributionOnRequestAndFromTheSameBitsOnEve
   }
 }
 
+TEST(PromptMethod, StartsFromTheWordsThatAreNamed) {
+  const TinyModel tiny = make_tiny({});
+  MethodConfig config = prompt_config(5, "ids");
+  config.prompt.initial_ids = {7, 3};
+  const at::Tensor table = tiny.weights->get("bert.embeddings.word_embeddings.weight");
+  const at::Tensor expected = at::stack({table[7], table[3], table[7], table[3], table[7]});
+  EXPECT_TRUE(at::equal(Stages(tiny, config, 2).trained("embedding.prompts"), expected));
+
+  config.prompt.initial_ids = {40};
+  EXPECT_THAT(config_error([&] { Stages(tiny, config, 1); }), HasSubstr("ids of the vocabulary, 0..39, found 40"));
+  config.prompt.initial_ids = {};
+  EXPECT_THAT(config_error([&] { Stages(tiny, config, 1); }), HasSubstr("expected ids with peft.prompt.initial=ids"));
+  config.prompt = {.tokens = 5, .initial_ids = {7}};
+  EXPECT_THAT(config_error([&] { Stages(tiny, config, 1); }), HasSubstr("found 1 of them with words"));
+}
+
 TEST(PromptMethod, RefusesWhatHasNoWordsAndWhatHasNoPositionsLeft) {
-  const auto refusal_of = [](const auto& run) -> std::string {
-    try {
-      run();
-    } catch (const ConfigError& error) {
-      return error.what();
-    }
-    return "";
-  };
   const TinyModel tiny = make_tiny({}), vit = open_golden("vit");
-  EXPECT_THAT(refusal_of([&] { Stages(vit, prompt_config(2), 1); }), HasSubstr("expected a backbone that reads words"));
-  EXPECT_THAT(refusal_of([&] { static_cast<void>(count_trained(prompt_config(2), vit.backbone)); }), HasSubstr("vit"));
-  EXPECT_THAT(refusal_of([&] { Stages(tiny, prompt_config(16), 1); }), HasSubstr("less than the 16 positions"));
+  EXPECT_THAT(config_error([&] { Stages(vit, prompt_config(2), 1); }),
+              HasSubstr("expected a backbone that reads words"));
+  EXPECT_THAT(config_error([&] { static_cast<void>(count_trained(prompt_config(2), vit.backbone)); }),
+              HasSubstr("vit"));
+  EXPECT_THAT(config_error([&] { Stages(tiny, prompt_config(16), 1); }), HasSubstr("less than the 16 positions"));
   Stages stages(tiny, prompt_config(9), 1);
-  EXPECT_THAT(refusal_of([&] { static_cast<void>(stages.evaluate(make_batch())); }),
+  EXPECT_THAT(config_error([&] { static_cast<void>(stages.evaluate(make_batch())); }),
               HasSubstr("at most 7 tokens a row (positions of the model less 9 prompts)"));
 }
 

@@ -9,6 +9,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <tuple>
 
 #include "model/initial.h"
 
@@ -32,10 +33,12 @@ std::int64_t rank_of(const at::Tensor& matrix) {
 TEST(RosaSplit, AddsUpToTheWeightInBothShapesAndTypes) {
   for (const auto& [rows, columns] : {std::pair{20, 12}, std::pair{12, 20}}) {
     const at::Tensor weight = random_matrix(rows, columns);
-    for (const auto type : {at::kFloat, at::kDouble}) {
-      const RosaParts parts = split_weight(weight.to(type), {2, 3, 7}, "a");
-      EXPECT_LT((merged_weight(parts, at::kDouble) - weight).abs().max().item<double>(), 1e-6);
-      EXPECT_EQ(parts.rest.scalar_type(), at::kFloat);
+    for (const auto& [type, stored, limit] : {std::tuple{at::kFloat, at::kFloat, 1e-6},
+                                              {at::kDouble, at::kFloat, 1e-6},
+                                              {at::kDouble, at::kDouble, 1e-14}}) {
+      const RosaParts parts = split_weight(weight.to(type), {2, 3, 7}, "a", stored);
+      EXPECT_LT((merged_weight(parts, at::kDouble) - weight).abs().max().item<double>(), limit);
+      EXPECT_EQ(parts.rest.scalar_type(), stored);
     }
   }
 }

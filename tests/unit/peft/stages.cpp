@@ -12,6 +12,9 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "common/counting_allocator.h"
+#include "common/error.h"
+
 namespace espalier::peft {
 
 model::Backbone plan_config(const nlohmann::json& config, const model::HeadRequest& head) {
@@ -69,11 +72,8 @@ Stages::Stages(const TinyModel& tiny, const MethodConfig& config, int num_stages
   for (const model::LayerRange range : model::plan_stages(tiny.backbone, num_stages)) {
     slices.push_back(std::make_unique<model::StageSlice>(tiny.backbone, range, *tiny.weights, options));
     methods.push_back(make_method(config, *slices.back(), *tiny.weights, /*seed=*/11));
-    Resampling* resampling = runs_first_event ? methods.back()->resampling() : nullptr;
-    for (int j = 0; resampling != nullptr && j < resampling->num_weights(); ++j) {
-      resampling->resample(j, /*event=*/0);
-    }
   }
+  if (runs_first_event) run_event(*this, /*event=*/0);
 }
 
 Step Stages::step(model::NamedTensors batch, const model::ForwardContext& context, const LossGradient& loss_gradient) {
@@ -229,6 +229,41 @@ void expect_finite_differences(Stages& stages, const std::string& entry) {
   }
 }
 
+UsedBytes used_bytes(const TinyConfig& config, const MethodConfig& method) {
+  install_counting_allocator();
+  const TinyModel tiny = make_tiny(config);
+  Stages stages(tiny, method, 1);
+  static_cast<void>(stages.step(make_batch(), training_context()));  // MEFT checks it
+  const auto inputs = stages.slices.front()->prepare(make_batch());
+  const at::Tensor gradient = at::full({3, 3}, 0.1);
+  const auto before = allocated_bytes().current;
+  reset_peak_allocated_bytes();
+  auto result = stages.methods.front()->forward({}, inputs, training_context(), /*keeps_pass=*/true);
+  result.outgoing.clear();
+  UsedBytes used{.kept = allocated_bytes().current - before};
+  static_cast<void>(result.pass->backward({{"logits", gradient}}, [](int, const at::Tensor&) {}));
+  result.pass.reset();
+  used.peak = allocated_bytes().peak - before;
+  EXPECT_EQ(allocated_bytes().current, before);
+  return used;
+}
+
+std::string config_error(const std::function<void()>& run) {
+  try {
+    run();
+  } catch (const ConfigError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+void run_event(const Stages& stages, std::int64_t event) {
+  for (const auto& method : stages.methods) {
+    Resampling* resampling = method->resampling();
+    for (int j = 0; resampling != nullptr && j < resampling->num_weights(); ++j) resampling->resample(j, event);
+  }
+}
+
 double relative_error(const at::Tensor& found, const at::Tensor& expected) {
   EXPECT_EQ(found.sizes(), expected.sizes());
   const at::Tensor wide = expected.to(at::kDouble);
@@ -252,6 +287,8 @@ std::vector<MethodConfig> all_methods() {
   halved.meft.variant = 3;
   halved.meft.factors = "lora";
   halved.lora = {.rank = 2, .dropout = 0.1, .targets = {"attention.query", "feed_forward.up"}};
+  MethodConfig prompt{.method = "prompt"};
+  prompt.prompt.tokens = 3;
   return {lst,
           dropped,
           last,
@@ -262,7 +299,7 @@ std::vector<MethodConfig> all_methods() {
           meft,
           mirrored,
           halved,
-          {.method = "prompt", .prompt = {.tokens = 3}},
+          prompt,
           {.method = "bitfit"},
           {.method = "full"},
           {.method = "probe"}};

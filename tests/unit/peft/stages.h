@@ -79,6 +79,9 @@ class Stages {
 at::Tensor run_bare(const TinyModel& tiny, const model::NamedTensors& batch, const model::SliceOptions& options = {},
                     std::vector<at::Tensor>* hidden = nullptr);
 
+/// An event of ROSA on every stage.
+void run_event(const Stages& stages, std::int64_t event);
+
 /// Moves every trained tensor off its start, gates by a quarter of `size`, so that no term is too small to be seen.
 void stir(const Stages& stages, double size);
 
@@ -88,6 +91,17 @@ double loss_of(const at::Tensor& logits);
 /// Holds the gradients of every trained tensor of the first stage, but the embedding's, to central differences of what
 /// it sends on as `entry`, in evaluation mode. Requires: a compute type of double.
 void expect_finite_differences(Stages& stages, const std::string& entry);
+
+/// What a micro-batch needs above what lived before.
+struct UsedBytes {
+  std::int64_t kept = 0;  ///< between forward and backward
+  std::int64_t peak = 0;  ///< at most
+};
+/// Of the only stage, not in its first micro-batch.
+UsedBytes used_bytes(const TinyConfig& config, const MethodConfig& method);
+
+/// What a ConfigError of `run` says; nothing, where it ends well.
+std::string config_error(const std::function<void()>& run);
 
 /// Largest difference over the largest expected number.
 double relative_error(const at::Tensor& found, const at::Tensor& expected);
