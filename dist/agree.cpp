@@ -5,9 +5,9 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <cstring>
+#include <exception>
 
 #include "common/digest.h"
-#include "common/error.h"
 
 namespace espalier::dist {
 
@@ -28,12 +28,6 @@ std::vector<at::Tensor> gather(Communicator& control, const at::Tensor& input) {
   }
   control.all_gather(outputs, input).wait();
   return outputs;
-}
-
-std::int64_t sum(Communicator& control, bool value) {
-  const at::Tensor total = at::full({1}, value ? 1 : 0, at::kLong);
-  control.all_reduce(total).wait();
-  return total.item<std::int64_t>();
 }
 
 [[noreturn]] void throw_agreed(ExitCode exit_code, const std::string& text) {
@@ -58,11 +52,9 @@ std::int64_t sum(Communicator& control, bool value) {
 }  // namespace
 
 bool agree_any(Communicator& control, bool value) {
-  return sum(control, value) > 0;
-}
-
-bool agree_all(Communicator& control, bool value) {
-  return sum(control, value) == control.num_ranks();
+  const at::Tensor total = at::full({1}, value ? 1 : 0, at::kLong);
+  control.all_reduce(total).wait();
+  return total.item<std::int64_t>() > 0;
 }
 
 void require_equal(Communicator& control, std::string_view text, std::string_view what) {
@@ -79,8 +71,7 @@ void require_equal(Communicator& control, std::string_view text, std::string_vie
   if (!different.empty()) {
     throw AgreedError<ConfigError>(
         fmt::format("{}: expected the same on all {} ranks, found that it differs from rank 0's on rank{} {}; start "
-                    "every rank with the same "
-                    "files, flags and build",
+                    "every rank with the same files, flags and build",
                     what, control.num_ranks(), different.size() == 1 ? "" : "s", fmt::join(different, ", ")));
   }
 }
@@ -96,6 +87,25 @@ void require_all(Communicator& control, const std::string& error, int exit_code,
       throw_agreed(static_cast<ExitCode>(found), fmt::format("{} failed on rank {}: {}", what, rank, text));
     }
   }
+}
+
+void together(Communicator& control, std::string_view what, const std::function<void()>& action, ExitCode foreign) {
+  std::string error;
+  ExitCode exit_code = ExitCode::kOk;
+  const auto fail = [&](const std::exception& failure, ExitCode code) {
+    error = failure.what();
+    // An empty text would be taken for success.
+    error = error.empty() ? "an exception without text" : error;
+    exit_code = code;
+  };
+  try {
+    action();
+  } catch (const Error& failure) {
+    fail(failure, failure.exit_code());
+  } catch (const std::exception& failure) {
+    fail(failure, foreign);
+  }
+  require_all(control, error, static_cast<int>(exit_code), what);
 }
 
 std::string broadcast_text(Communicator& control, const std::string& text, int root) {

@@ -322,14 +322,12 @@ void describe(OptionTable& table, GradientSyncConfig& config) {
       .choices({"exact", "fast"})
       .help(
           "exact: gradients are added along one fixed tree, so that the sum has the same bits for any number of "
-          "replicas. "
-          "fast: the communication library chooses the order.");
+          "replicas. fast: the communication library chooses the order.");
   table.add("gradient_sync.strategy", config.strategy)
       .choices({"naive", "bucketed"})
       .help(
           "bucketed: gradients travel in buckets while the backward goes on. naive: one message per tensor after it; "
-          "the same "
-          "sums, for comparison.");
+          "the same sums, for comparison.");
   table.add("gradient_sync.bucket_bytes", config.bucket_bytes)
       .unit("bytes")
       .at_least(1)

@@ -25,8 +25,7 @@ MeshPlace plan_mesh(int world_rank, int num_ranks, int num_stages, int num_repli
     }
     throw ConfigError(fmt::format(
         "parallel.stages x parallel.replicas: expected a product of {}, the number of ranks, found {} x {}; layouts "
-        "that fit "
-        "(stages x replicas): {}",
+        "that fit (stages x replicas): {}",
         num_ranks, num_stages, is_given ? std::to_string(num_replicas) : "automatic", fmt::join(layouts, ", ")));
   }
   return {.num_stages = num_stages,

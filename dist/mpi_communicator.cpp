@@ -1,4 +1,3 @@
-#include <array>
 // SPDX-License-Identifier: Apache-2.0
 #include "dist/mpi_communicator.h"
 
@@ -8,6 +7,7 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>

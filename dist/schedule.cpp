@@ -13,15 +13,8 @@ namespace espalier::dist {
 
 namespace {
 
-constexpr std::array<std::pair<ScheduleKind, std::string_view>, 3> kNames = {
-    {{ScheduleKind::k1F1B, "1f1b"}, {ScheduleKind::kGPipe, "gpipe"}, {ScheduleKind::kForwardOnly, "forward_only"}}};
-
-/// Forwards that a stage runs before its first backward.
-int num_warm_up(ScheduleKind kind, int num_stages, int stage_index, int num_micro_batches) {
-  ESPALIER_CHECK(num_stages >= 1 && stage_index >= 0 && stage_index < num_stages && num_micro_batches >= 0,
-                 "stage {} of {}, {} micro-batches", stage_index, num_stages, num_micro_batches);
-  return kind == ScheduleKind::k1F1B ? std::min(num_stages - stage_index, num_micro_batches) : num_micro_batches;
-}
+constexpr std::array<std::pair<ScheduleKind, std::string_view>, 2> kNames = {
+    {{ScheduleKind::k1F1B, "1f1b"}, {ScheduleKind::kGPipe, "gpipe"}}};
 
 }  // namespace
 
@@ -33,7 +26,7 @@ ScheduleKind schedule_kind_from(std::string_view name) {
     }
     known.push_back(known_name);
   }
-  throw ConfigError(fmt::format("schedule: expected one of {}, found \"{}\"", fmt::join(known, ", "), name));
+  throw ConfigError(fmt::format("parallel.schedule: expected one of {}, found \"{}\"", fmt::join(known, ", "), name));
 }
 
 std::string_view to_string(ScheduleKind kind) {
@@ -49,11 +42,10 @@ std::vector<Action> plan_schedule(ScheduleKind kind, int num_stages, int stage_i
   std::vector<Action> actions;
   int next_forward = 0;
   const auto forward = [&] { actions.push_back({ActionKind::kForward, next_forward++}); };
-  while (next_forward < num_warm_up(kind, num_stages, stage_index, num_micro_batches)) {
+  // The forwards before the first backward are the most that are ever kept.
+  const int num_warm_up = max_live_micro_batches(kind, num_stages, stage_index, num_micro_batches);
+  while (next_forward < num_warm_up) {
     forward();
-  }
-  if (kind == ScheduleKind::kForwardOnly) {
-    return actions;
   }
   for (int micro_batch = 0; micro_batch < num_micro_batches; ++micro_batch) {
     actions.push_back({ActionKind::kBackward, micro_batch});
@@ -65,7 +57,9 @@ std::vector<Action> plan_schedule(ScheduleKind kind, int num_stages, int stage_i
 }
 
 int max_live_micro_batches(ScheduleKind kind, int num_stages, int stage_index, int num_micro_batches) {
-  return kind == ScheduleKind::kForwardOnly ? 0 : num_warm_up(kind, num_stages, stage_index, num_micro_batches);
+  ESPALIER_CHECK(num_stages >= 1 && stage_index >= 0 && stage_index < num_stages && num_micro_batches >= 0,
+                 "stage {} of {}, {} micro-batches", stage_index, num_stages, num_micro_batches);
+  return kind == ScheduleKind::k1F1B ? std::min(num_stages - stage_index, num_micro_batches) : num_micro_batches;
 }
 
 }  // namespace espalier::dist

@@ -10,8 +10,8 @@
 
 namespace espalier::dist {
 
-enum class ScheduleKind { k1F1B, kGPipe, kForwardOnly };
-/// "1f1b", "gpipe", "forward_only".  Throws: ConfigError naming the known kinds.
+enum class ScheduleKind { k1F1B, kGPipe };
+/// "1f1b", "gpipe".  Throws: ConfigError naming the known kinds.
 ScheduleKind schedule_kind_from(std::string_view name);
 std::string_view to_string(ScheduleKind kind);
 
@@ -25,23 +25,22 @@ struct Action {
 };
 
 /// The action list of one stage for one optimizer step. For each action in order the executor
-///   1. receives what the action reads: a forward, the activation of its micro-batch from stage - 1 (not on the first
-///   stage); a
-///      backward, the gradient of its micro-batch from stage + 1 (not on the last stage);
+///   1. receives what the action reads: a forward, the activation of its micro-batch from stage - 1 (not on the first);
+///      a backward, the gradient of its micro-batch from stage + 1 (not on the last);
 ///   2. computes;
 ///   3. sends the result on: a forward to stage + 1 (not from the last), a backward to stage - 1 (not from the first).
 /// No plan deadlocks under either of these rules (tests/unit/dist/schedule_test.cpp executes all of them):
 ///   - posted sends: step 3 starts the send and goes on; the Works are kept until the end of the step. Receives may
-///   block.
+///     block.
 ///   - paired rendezvous: the send of an action and the receive of the next one are started together, then both are
-///   waited for.
+///     waited for.
 /// Waiting for a send before the next receive is started is wrong: in 1f1b two neighbours would send to each other.
 /// Activations travel on Channel::kForward, gradients on Channel::kBackward; backwards come in ascending order of
 /// micro-batches. Requires: num_stages >= 1, 0 <= stage_index < num_stages, num_micro_batches >= 0.
 std::vector<Action> plan_schedule(ScheduleKind kind, int num_stages, int stage_index, int num_micro_batches);
 
 /// Most micro-batches whose forward is kept for a backward at one time on this stage: 1f1b min(num_stages -
-/// stage_index, M), gpipe M, forward_only 0.
+/// stage_index, M), gpipe M.
 int max_live_micro_batches(ScheduleKind kind, int num_stages, int stage_index, int num_micro_batches);
 
 }  // namespace espalier::dist

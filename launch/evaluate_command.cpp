@@ -2,6 +2,7 @@
 // espalier evaluate
 #include "common/error.h"
 #include "launch/adapter_files.h"
+#include "launch/array_files.h"
 #include "launch/commands.h"
 #include "train/evaluation.h"
 
@@ -22,9 +23,7 @@ int run_evaluate(const Arguments& arguments) {
   }
   return run_in_session([&](Session& session) {
     const auto worker = make_worker_with_weights(session, arguments, table, run, request);
-    const auto dataset = data::Dataset::open(run.data.path);
-    const auto info = data::with_label_column(dataset.info(), run.data.label_column);
-    require_fit(worker->backbone(), info);
+    const auto [dataset, info] = open_fitting_dataset(*worker, run.data);
     const auto metrics = train::evaluate(*worker, {info}, dataset, split, run.data, run.train.evaluation_batch_size);
     print_once(nlohmann::json(metrics.front()).dump(2) + "\n");
     return static_cast<int>(ExitCode::kOk);

@@ -55,12 +55,11 @@ model::NamedTensors prompts_of(const data::Split& split, const std::vector<std::
 
 /// Collective: every rank.
 Texts generate_split(train::Worker& worker, const RunConfig& run, const GenerateRequest& request) {
-  const auto dataset = data::Dataset::open(run.data.path);
-  require_fit(worker.backbone(), dataset.info());
-  if (dataset.info().task == data::TaskKind::kMultipleChoice) {
+  const auto [dataset, info] = open_fitting_dataset(worker, run.data);
+  if (info.task == data::TaskKind::kMultipleChoice) {
     throw ConfigError(
-        fmt::format("{}: expected a dataset of seq2seq or causal_lm, found multiple_choice: its answers "
-                    "are ranked, not generated; use evaluate",
+        fmt::format("{}: expected a dataset of seq2seq or causal_lm, found multiple_choice: its answers are ranked, "
+                    "not generated; use evaluate",
                     run.data.path));
   }
   const auto& split = dataset.split(request.split);
@@ -80,15 +79,8 @@ Texts generate_split(train::Worker& worker, const RunConfig& run, const Generate
 
 /// Collective: every rank.
 Texts generate_arrays(train::Worker& worker, const GenerateRequest& request) {
-  if (worker.place().num_replicas != 1) {
-    throw ConfigError(
-        "--inputs: expected one replica (plain arrays are one batch), found parallel.replicas > 1; use stages only");
-  }
-  auto arrays = read_arrays(request.inputs, worker.backbone());
-  if (!arrays.contains("input_ids") || arrays.at("input_ids").dim() != 2) {
-    throw ConfigError(
-        fmt::format("{}: expected a dataset 'input_ids' of shape [rows, tokens], found none", request.inputs));
-  }
+  const auto arrays = read_arrays(request.inputs, worker.backbone());
+  check_arrays(arrays, request.inputs, worker, /*reads_ids=*/true);
   const auto ids = arrays.at("input_ids");
   const auto mask = arrays.contains("attention_mask") ? arrays.at("attention_mask") : at::ones_like(ids);
   if (mask.sizes() != ids.sizes()) {
@@ -111,19 +103,18 @@ void write_texts(train::Worker& worker, const Texts& own, const std::string& out
     const auto json = dist::broadcast_text(control, nlohmann::json(own).dump(), place.world_rank_of(0, replica));
     texts.merge(nlohmann::json::parse(json).get<Texts>());
   }
-  std::string error;
-  if (control.rank() == 0) {
-    std::string lines;
-    for (const auto& [row, tokens] : texts) {
-      lines += nlohmann::json({{"row", row}, {"token_ids", tokens}}).dump() + "\n";
-    }
-    try {
-      write_file_durably(output, lines);
-    } catch (const Error& failure) {
-      error = failure.what();
-    }
+  std::string lines;
+  for (const auto& [row, tokens] : texts) {
+    lines += nlohmann::json({{"row", row}, {"token_ids", tokens}}).dump() + "\n";
   }
-  dist::require_all(control, error, static_cast<int>(ExitCode::kStorage), "writing " + output);
+  dist::together(
+      control, "writing " + output,
+      [&] {
+        if (control.rank() == 0) {
+          write_file_durably(output, lines);
+        }
+      },
+      ExitCode::kStorage);
 }
 
 }  // namespace

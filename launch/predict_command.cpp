@@ -4,6 +4,8 @@
 #include <spdlog/fmt/fmt.h>
 #include <spdlog/fmt/ranges.h>
 
+#include <functional>
+
 #include "common/error.h"
 #include "common/hdf5_file.h"
 #include "dist/agree.h"
@@ -38,6 +40,20 @@ at::Tensor loss_of(const model::Backbone& backbone, const at::Tensor& logits, co
                              : model::classification_loss(logits, labels, logits.size(0));
 }
 
+/// Rank 0 writes the file, in which `fill` puts everything. Collective: every rank.
+void write_output(train::Worker& worker, const std::string& path, const std::function<void(Hdf5File& file)>& fill) {
+  dist::together(
+      worker.control(), "writing " + path,
+      [&] {
+        if (worker.control().rank() == 0) {
+          auto file = Hdf5File::create(path);
+          fill(file);
+          file.flush_and_close();
+        }
+      },
+      ExitCode::kStorage);
+}
+
 void check_labels(const model::Backbone& backbone, const model::NamedTensors& inputs, const at::Tensor& logits,
                   const std::string& path) {
   const auto labels = inputs.find("labels");
@@ -53,16 +69,9 @@ void check_labels(const model::Backbone& backbone, const model::NamedTensors& in
 
 /// Collective: every rank. What the last stage computed reaches every rank by a sum with zeros; rank 0 writes it.
 void predict_arrays(train::Worker& worker, const PredictRequest& request) {
-  const auto inputs = read_arrays(request.inputs, worker.backbone());
-  if (worker.place().num_replicas != 1) {
-    throw ConfigError(
-        "--inputs: expected one replica (plain arrays are one batch), found parallel.replicas > 1; use stages only");
-  }
   const auto& backbone = worker.backbone();
-  if (!backbone.chain.front().patch_embedding && !(inputs.contains("input_ids") && inputs.at("input_ids").dim() == 2)) {
-    throw ConfigError(
-        fmt::format("{}: expected a dataset 'input_ids' of shape [rows, tokens], found none", request.inputs));
-  }
+  const auto inputs = read_arrays(request.inputs, backbone);
+  check_arrays(inputs, request.inputs, worker, /*reads_ids=*/!backbone.chain.front().patch_embedding);
   auto micro_batch = train::make_micro_batch(backbone, 0, inputs);
   const auto& shape = micro_batch.shape;
   const auto& head = backbone.head();
@@ -84,52 +93,37 @@ void predict_arrays(train::Worker& worker, const PredictRequest& request) {
   has_hidden = dist::agree_any(worker.control(), has_hidden);
   worker.control().all_reduce(logits).wait();
   worker.control().all_reduce(hidden).wait();
-  std::string error;
-  if (worker.control().rank() == 0) {
-    try {
-      auto file = Hdf5File::create(request.output);
-      write_tensor(file, "logits", logits);
-      if (has_hidden) {
-        write_tensor(file, "last_hidden_state", hidden);
-      }
-      if (const auto labels = inputs.find("labels"); labels != inputs.end()) {
-        write_tensor(file, "loss", loss_of(backbone, logits, labels->second));
-      }
-      file.flush_and_close();
-    } catch (const Error& failure) {
-      error = failure.what();
+  const auto labels = inputs.find("labels");
+  const auto loss = labels == inputs.end() ? at::Tensor() : loss_of(backbone, logits, labels->second);
+  write_output(worker, request.output, [&](Hdf5File& file) {
+    write_tensor(file, "logits", logits);
+    if (has_hidden) {
+      write_tensor(file, "last_hidden_state", hidden);
     }
-  }
-  dist::require_all(worker.control(), error, static_cast<int>(ExitCode::kStorage), "writing " + request.output);
+    if (loss.defined()) {
+      write_tensor(file, "loss", loss);
+    }
+  });
 }
 
 /// Collective: every rank.
 void predict_split(train::Worker& worker, const RunConfig& run, const PredictRequest& request) {
-  const auto dataset = data::Dataset::open(run.data.path);
-  const auto info = data::with_label_column(dataset.info(), run.data.label_column);
-  require_fit(worker.backbone(), info);
-  const auto task = info.task;
-  if (train::predicts_tokens(task)) {
+  const auto opened = open_fitting_dataset(worker, run.data);
+  const auto& info = opened.info;
+  if (train::predicts_tokens(info.task)) {
     throw ConfigError(
         fmt::format("{}: expected a dataset whose rows have a class or a number, found task {}: logits of every token "
                     "are not written for a whole split; use evaluate, or --inputs for a batch",
-                    run.data.path, data::to_string(task)));
+                    run.data.path, data::to_string(info.task)));
   }
   const auto logits =
-      train::predict(worker, {info}, dataset.split(request.split), run.data, run.train.evaluation_batch_size).front();
-  std::string error;
-  if (worker.control().rank() == 0) {
-    try {
-      auto file = Hdf5File::create(request.output);
-      write_tensor(file, "logits", logits);
-      file.write_attribute("/", "split", request.split);
-      file.write_attribute("/", "dataset_digest", dataset.info().content_digest);
-      file.flush_and_close();
-    } catch (const Error& failure) {
-      error = failure.what();
-    }
-  }
-  dist::require_all(worker.control(), error, static_cast<int>(ExitCode::kStorage), "writing " + request.output);
+      train::predict(worker, {info}, opened.dataset.split(request.split), run.data, run.train.evaluation_batch_size)
+          .front();
+  write_output(worker, request.output, [&](Hdf5File& file) {
+    write_tensor(file, "logits", logits);
+    file.write_attribute("/", "split", request.split);
+    file.write_attribute("/", "dataset_digest", info.content_digest);
+  });
 }
 
 }  // namespace

@@ -72,7 +72,7 @@ int Session::set_threads(int wanted) const {
 
 std::string Session::read_text(const std::string& path) {
   std::string text;
-  together("reading " + path, [&] {
+  dist::together(*control_, "reading " + path, [&] {
     try {
       text = control_->rank() == 0 ? read_file(path) : "";
     } catch (const IoError& failure) {
@@ -81,18 +81,6 @@ std::string Session::read_text(const std::string& path) {
     }
   });
   return dist::broadcast_text(*control_, text);
-}
-
-void Session::together(const std::string& what, const std::function<void()>& action) {
-  std::string error;
-  int exit_code = 0;
-  try {
-    action();
-  } catch (const Error& failure) {
-    error = failure.what();
-    exit_code = static_cast<int>(failure.exit_code());
-  }
-  dist::require_all(*control_, error, exit_code, what);
 }
 
 const std::atomic<bool>& Session::stop_requested() {

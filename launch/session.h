@@ -35,9 +35,6 @@ class Session {
   int set_threads(int wanted) const;
   /// Rank 0 reads the file, every rank gets its bytes. Collective: every rank.
   [[nodiscard]] std::string read_text(const std::string& path);
-  /// Runs `action` on every rank; when it throws on any, every rank throws, and the job says so once.
-  /// Collective: every rank; `action` itself may hold collectives only where all ranks reach them or none.
-  void together(const std::string& what, const std::function<void()>& action);
   /// Set by SIGTERM, SIGUSR1 and SIGUSR2 from the first call on.
   [[nodiscard]] const std::atomic<bool>& stop_requested();
 

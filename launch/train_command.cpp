@@ -3,6 +3,7 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "checkpoint/adapter.h"
@@ -47,6 +48,9 @@ std::string summary_text(const nlohmann::json& record) {
               fmt::format("{}", fmt::join(record["reduced_bytes_per_step"].get<std::vector<std::int64_t>>(), ", ")));
   text += row("throughput", fmt::format("{:.1f} samples/s, {:.0f} tokens/s", record["samples_per_second"].get<double>(),
                                         record["tokens_per_second"].get<double>()));
+  if (record.contains("inversion_error")) {
+    text += row("inversion error", fmt::format("{:.1e}", record["inversion_error"].get<double>()));
+  }
   if (record.contains("resampling_seconds")) {
     text += row("drawing subspaces",
                 fmt::format("{:.1f} s, {:.1f} % of training", record["resampling_seconds"].get<double>(),
@@ -78,22 +82,20 @@ std::string summary_text(const nlohmann::json& record) {
 }
 
 /// Collective: every rank.
-void write_run_adapters(const train::TrainerConfig& config, const std::vector<ObjectiveOptions>& options,
+void write_run_adapters(const train::RunFolder& folder, const std::vector<ObjectiveOptions>& options,
                         train::Worker& worker) {
   for (std::size_t k = 0; k < options.size(); ++k) {
     auto tensors = train::gather_stages(worker.mesh(), worker.result(k));
-    std::string error;
-    if (worker.control().rank() == 0) {
-      try {
-        checkpoint::write_adapter(
-            train::RunFolder(config.run_folder).adapter(options[k].name),
-            {describe_adapter(options[k], worker.objective(k), worker.model_digest(), config.objectives[k].data),
-             std::move(tensors)});
-      } catch (const Error& failure) {
-        error = failure.what();
-      }
-    }
-    dist::require_all(worker.control(), error, static_cast<int>(ExitCode::kStorage), "writing the adapter");
+    const auto& objective = worker.objective(k);
+    auto description = describe_adapter(options[k], objective, worker.model_digest(), objective.config.data);
+    dist::together(
+        worker.control(), "writing the adapter",
+        [&] {
+          if (worker.control().rank() == 0) {
+            checkpoint::write_adapter(folder.adapter(options[k].name), {std::move(description), std::move(tensors)});
+          }
+        },
+        ExitCode::kStorage);
   }
 }
 
@@ -103,7 +105,7 @@ int train_in_session(Session& session, const Arguments& arguments) {
   describe(table, run);
   std::optional<checkpoint::Adapter> initial;
   std::vector<ObjectiveOptions> objective_options;
-  session.together("reading the configuration", [&] {
+  dist::together(session.control(), "reading the configuration", [&] {
     const auto read = [&] {
       read_arguments(table, arguments, [&](const std::string& path) { return session.read_text(path); });
     };
@@ -126,7 +128,7 @@ int train_in_session(Session& session, const Arguments& arguments) {
   const int threads = session.set_threads(static_cast<int>(run.parallel.threads));
 
   std::optional<data::Dataset> opened;
-  session.together("opening the dataset", [&] { opened = data::Dataset::open(run.data.path); });
+  dist::together(session.control(), "opening the dataset", [&] { opened = data::Dataset::open(run.data.path); });
   const data::Dataset& dataset = *opened;
   if (run.data.max_length < dataset.info().max_length) {
     log_warning("data",
@@ -138,9 +140,9 @@ int train_in_session(Session& session, const Arguments& arguments) {
   for (const auto& options : objective_options) {
     objectives.push_back(make_objective(options, dataset.info()));
   }
-  train::Worker worker({run.model, run.parallel, run.train.seed, objectives, run.train.batched},
+  train::Worker worker({run.model, run.parallel, run.train.seed, std::move(objectives), run.train.batched},
                        session.ranks(run.model.device));
-  require_fit(worker.backbone(), objectives.front().data);
+  require_fit(worker.backbone(), worker.objective().config.data);
   if (initial) {
     if (worker.objective().part.importance_start != nullptr) {
       throw ConfigError(
@@ -153,16 +155,16 @@ int train_in_session(Session& session, const Arguments& arguments) {
   log_info("espalier", "{} stage(s) x {} replica(s), {} thread(s) per rank, {} rows to train on", place.num_stages,
            place.num_replicas, threads, dataset.split("train").num_rows());
 
-  const train::TrainerConfig config{
-      run.data,       objectives,     run.gradient_sync,    run.parallel,           run.train,
-      run.checkpoint, run.run.folder, table.print_config(), numeric_options(table), threads};
+  const train::TrainerConfig config{run.data,       run.gradient_sync, run.parallel,         run.train,
+                                    run.checkpoint, run.run.folder,    table.print_config(), numeric_options(table),
+                                    threads};
   train::Trainer trainer(config, worker, dataset, session.ledger(), session.stop_requested());
   const auto summary = trainer.run();
   if (summary.is_stopped) {
     log_info("espalier", "stopped on request after step {}; the same command goes on from there", summary.steps);
     return static_cast<int>(ExitCode::kStopped);
   }
-  write_run_adapters(config, objective_options, worker);
+  write_run_adapters(train::RunFolder(run.run.folder), objective_options, worker);
   print_once(summary_text(summary.record));
   return static_cast<int>(ExitCode::kOk);
 }

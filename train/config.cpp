@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/config.h"
 
+#include <utility>
+
+#include "train/metrics.h"
+
 namespace espalier::train {
 
 void describe(OptionTable& table, ModelConfig& config) {
@@ -11,8 +15,13 @@ void describe(OptionTable& table, ModelConfig& config) {
       .choices({"auto", "mean"})
       .help(
           "What the task head reads. auto: as the family does it (first token, dense, tanh). mean: the mean of the "
-          "attended tokens "
-          "and one linear layer, the usual linear probe.");
+          "attended tokens (of images, of the patches) and one linear layer, the usual linear probe.");
+  table.add("model.drop_path", config.drop_path)
+      .at_least(0)
+      .below(1)
+      .help(
+          "Stochastic depth of the backbone in training: share of rows for which the highest block leaves out its "
+          "attention, and its feed-forward; of the lower blocks in proportion, down to 0 for the lowest.");
   table.add("model.compute_type", config.compute_type)
       .choices({"fp32", "bf16", "fp16"})
       .help(
@@ -43,11 +52,12 @@ void describe(OptionTable& table, ParallelConfig& config) {
       .unit("threads")
       .help(
           "CPU threads per rank. 0: the node's cores divided by its ranks. Part of the numeric configuration: equal "
-          "threads give "
-          "equal bits.");
+          "threads give equal bits.");
 }
 
 void describe(OptionTable& table, TrainConfig& config) {
+  auto best_metrics = deciding_metrics();
+  best_metrics.insert(best_metrics.begin(), "auto");
   table.add("train.seed", config.seed)
       .help(
           "Seed of sample order, dropout and initial values. Each random number is a function of the seed and its "
@@ -76,8 +86,11 @@ void describe(OptionTable& table, TrainConfig& config) {
       .unit("rows")
       .help("Rows per forward in evaluation and prediction.");
   table.add("train.best_metric", config.best_metric)
-      .choices({"auto", "accuracy", "f1", "matthews", "pearson", "spearman", "loss"})
-      .help("Validation metric that decides which weights are the best. auto: accuracy, or spearman for regression.");
+      .choices(std::move(best_metrics))
+      .help(
+          "Validation metric that decides which weights are the best. auto: accuracy for classes and choices, spearman "
+          "for regression, f1 for multi_label, loss where targets are tokens. accuracy_f1: the mean of both. "
+          "correlation: the mean of pearson and spearman.");
   table.add("train.patience", config.patience)
       .at_least(0)
       .unit("evaluations")
@@ -87,8 +100,7 @@ void describe(OptionTable& table, TrainConfig& config) {
   table.add("train.batched", config.batched)
       .help(
           "Several objectives: those whose side networks have one shape take a step as grouped matrix products, which "
-          "is "
-          "faster where rows are few and gives each the bits that it gives alone but for the last.");
+          "is faster where rows are few and gives each the bits that it gives alone but for the last.");
 }
 
 void describe(OptionTable& table, CheckpointConfig& config) {
@@ -101,8 +113,7 @@ void describe(OptionTable& table, CheckpointConfig& config) {
       .choices({"auto", "never", "must"})
       .help(
           "auto: go on from the newest good checkpoint if there is one. never: refuse a run folder that has one. must: "
-          "refuse to "
-          "start without one.");
+          "refuse to start without one.");
 }
 
 void describe(OptionTable& table, RunFolderConfig& config) {

@@ -13,6 +13,7 @@ namespace espalier::train {
 struct ModelConfig {
   std::string path;
   std::string pooling = "auto";
+  double drop_path = 0;
   std::string compute_type = "fp32";
   std::string device = "cpu";
   bool random_weights = false;

@@ -19,8 +19,7 @@ std::vector<at::Tensor> predict(Worker& worker, const std::vector<data::DatasetI
     own.push_back(i);
   }
   const auto make = [&](std::size_t i) {
-    return make_micro_batch(worker.backbone(), static_cast<int>(own[i]),
-                            split.collate(batches[own[i]], data.max_length, data.pad_multiple, data.fixed_length));
+    return make_micro_batch(worker.backbone(), static_cast<int>(own[i]), split, batches[own[i]], data);
   };
   // Every row is written by one rank and is zero on the others, so the sum over ranks is exact.
   std::vector<at::Tensor> results;

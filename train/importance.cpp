@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "common/log.h"
+#include "model/input_names.h"
 #include "train/device.h"
 #include "train/stage_executor.h"
 #include "train/task.h"
@@ -38,19 +39,27 @@ std::vector<std::int64_t> first_rows(const data::Sampler& sampler, std::int64_t 
   return rows;
 }
 
-/// A second copy of the slice, every weight of which has a gradient.
+/// The backbone without the images that it reads behind its text.
+model::Backbone text_alone(model::Backbone backbone) {
+  if (auto& embedding = backbone.chain.front().embedding) {
+    embedding->visual.reset();
+  }
+  return backbone;
+}
+
+/// A second copy of the slice in fp32, every weight of which has a gradient.
 class FullCopy {
  public:
-  FullCopy(Worker& worker, const WorkerObjective& objective, const data::DatasetInfo& info,
-           const data::Dataset& dataset, const data::DataConfig& data, const dist::GradientSyncConfig& gradient_sync)
+  FullCopy(Worker& worker, const WorkerObjective& objective, const data::Dataset& dataset, const data::DataConfig& data,
+           const dist::GradientSyncConfig& gradient_sync)
       : worker_(worker),
         split_(dataset.split("train")),
-        info_(info),
+        info_(objective.config.data),
         data_(data),
-        slice_(objective.backbone, worker.slice().range(), worker.weights(),
-               {worker.slice().options().compute_type, worker.device(), objective.seed}),
+        slice_(text_alone(objective.backbone), worker.slice().range(), worker.weights(),
+               {at::kFloat, worker.device(), objective.seed}),
         method_(peft::make_method({.method = "full"}, slice_, worker.weights(), /*seed=*/0)),
-        executor_(worker.mesh(), slice_, *method_, worker.slice().range().end) {
+        executor_(worker.mesh(), slice_, *method_) {
     std::vector<std::string> names;
     std::vector<at::Tensor> values;
     for (const auto& tensor : method_->trained()) {
@@ -79,9 +88,17 @@ class FullCopy {
   [[nodiscard]] const std::vector<peft::TrainedTensor>& trained() const { return method_->trained(); }
 
  private:
+  [[nodiscard]] MicroBatch read(std::int64_t row) const {
+    auto micro_batch = make_micro_batch(worker_.backbone(), 0, split_, {row}, data_);
+    if (worker_.backbone().visual() != nullptr) {
+      for (const auto* name : model::kVisualInputs) micro_batch.inputs.erase(name);
+      micro_batch.shape = model::text_only(micro_batch.shape);
+    }
+    return micro_batch;
+  }
+
   std::vector<at::Tensor> squares_of(std::int64_t row) {
-    const std::vector<MicroBatch> one = {make_micro_batch(
-        worker_.backbone(), 0, split_.collate({row}, data_.max_length, data_.pad_multiple, data_.fixed_length))};
+    const std::vector<MicroBatch> one = {read(row)};
     const auto loss = [&](std::size_t /*objective*/, const at::Tensor& logits, const model::NamedTensors& inputs) {
       return task_loss(info_.task, logits, with_labels(info_, inputs),
                        num_targets(info_, split_, row, data_.max_length));
@@ -157,23 +174,22 @@ void start(Worker& worker, peft::ImportanceStart& method, const Importance& impo
 
 }  // namespace
 
-void start_by_importance(Worker& worker, const std::vector<data::DatasetInfo>& infos, const data::Dataset& dataset,
-                         const data::Sampler& sampler, const data::DataConfig& data,
-                         const dist::GradientSyncConfig& gradient_sync) {
+void start_by_importance(Worker& worker, const data::Dataset& dataset, const data::Sampler& sampler,
+                         const data::DataConfig& data, const dist::GradientSyncConfig& gradient_sync) {
   const auto begin = std::chrono::steady_clock::now();
   // Objectives of one task measure the same.
   std::map<std::tuple<std::int64_t, std::string, std::uint64_t>, Importance> measured;
-  for (std::size_t k = 0; k < infos.size(); ++k) {
+  for (std::size_t k = 0; k < worker.num_objectives(); ++k) {
     const auto& objective = worker.objective(k);
     if (objective.part.importance_start == nullptr) {
       continue;
     }
     const auto rows = first_rows(sampler, objective.part.importance_start->num_rows());
     const auto [found, is_new] =
-        measured.try_emplace({static_cast<std::int64_t>(rows.size()), infos[k].labels, objective.seed});
+        measured.try_emplace({static_cast<std::int64_t>(rows.size()), objective.config.data.labels, objective.seed});
     if (is_new) {
       log_info("train", "measuring how much each weight of the backbone matters, on {} training rows", rows.size());
-      found->second = fisher_information({worker, objective, infos[k], dataset, data, gradient_sync}, rows);
+      found->second = fisher_information({worker, objective, dataset, data, gradient_sync}, rows);
     }
     start(worker, *objective.part.importance_start, found->second);
   }

@@ -120,8 +120,11 @@ Metrics classification_metrics(const at::Tensor& logits, const at::Tensor& label
   }
   const auto rows = static_cast<double>(truth.numel());
   const auto log_probabilities = logits.to(at::kDouble).log_softmax(1).gather(1, truth.unsqueeze(1));
-  return {{"accuracy", correct / rows},
-          {"f1", f1(confusion)},
+  const double accuracy = correct / rows;
+  const double f1_score = f1(confusion);
+  return {{"accuracy", accuracy},
+          {"f1", f1_score},
+          {"accuracy_f1", 0.5 * (accuracy + f1_score)},
           {"matthews", matthews(confusion)},
           {"majority", majority / rows},
           {"loss", -log_probabilities.mean().item<double>()}};
@@ -134,8 +137,11 @@ Metrics regression_metrics(const at::Tensor& logits, const at::Tensor& labels) {
   for (std::size_t i = 0; i < truth.size(); ++i) {
     squares += (prediction[i] - truth[i]) * (prediction[i] - truth[i]);
   }
-  return {{"pearson", pearson(prediction, truth)},
-          {"spearman", pearson(ranks_of(prediction), ranks_of(truth))},
+  const double linear = pearson(prediction, truth);
+  const double by_rank = pearson(ranks_of(prediction), ranks_of(truth));
+  return {{"pearson", linear},
+          {"spearman", by_rank},
+          {"correlation", 0.5 * (linear + by_rank)},
           {"loss", squares / static_cast<double>(truth.size())}};
 }
 
@@ -178,9 +184,9 @@ std::vector<std::string> deciding_metrics(data::TaskKind task) {
   switch (task) {
     case data::TaskKind::kClassification:
     case data::TaskKind::kImageClassification:
-      return {"accuracy", "f1", "matthews", "loss"};
+      return {"accuracy", "f1", "accuracy_f1", "matthews", "loss"};
     case data::TaskKind::kRegression:
-      return {"spearman", "pearson", "loss"};
+      return {"spearman", "pearson", "correlation", "loss"};
     case data::TaskKind::kMultiLabel:
       return {"f1", "accuracy", "loss"};
     case data::TaskKind::kSeq2Seq:
@@ -210,6 +216,20 @@ Metrics compute_metrics(data::TaskKind task, const at::Tensor& results, const at
       return choice_metrics(results);
   }
   throw InternalError("compute_metrics: unknown task");
+}
+
+std::vector<std::string> deciding_metrics() {
+  std::vector<std::string> metrics;
+  for (const auto task : {data::TaskKind::kClassification, data::TaskKind::kRegression, data::TaskKind::kMultiLabel,
+                          data::TaskKind::kSeq2Seq, data::TaskKind::kCausalLm, data::TaskKind::kMultipleChoice,
+                          data::TaskKind::kImageClassification}) {
+    for (const auto& metric : deciding_metrics(task)) {
+      if (std::find(metrics.begin(), metrics.end(), metric) == metrics.end()) {
+        metrics.push_back(metric);
+      }
+    }
+  }
+  return metrics;
 }
 
 std::string default_metric(data::TaskKind task) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/objective.h"
 
+#include <cmath>
 #include <set>
 #include <utility>
 
@@ -41,20 +42,19 @@ std::vector<optim::Parameter> parameters_of(const std::vector<int>& active, cons
 
 }  // namespace
 
-ObjectiveState::ObjectiveState(const ObjectiveConfig& config, const peft::Objective& part, const peft::Method& method,
-                               const TrainConfig& train)
-    : config_(config),
-      active_(find_active(part, method)),
+ObjectiveState::ObjectiveState(const WorkerObjective& objective, const peft::Method& method, const TrainConfig& train)
+    : objective_(objective),
+      active_(find_active(objective.part, method)),
       updated_(find_owners(active_, method)),
-      optimizer_(config.optimizer, parameters_of(active_, updated_, method)),
-      metric_(train.best_metric == "auto" ? default_metric(config.data.task) : train.best_metric),
-      distill_weight_(part.distill_weight) {
-  require_metric(config.data.task, metric_);
+      optimizer_(objective.config.optimizer, parameters_of(active_, updated_, method)),
+      metric_(train.best_metric == "auto" ? default_metric(data().task) : train.best_metric) {
+  require_metric(data().task, metric_);
 }
 
 bool ObjectiveState::consider(const Metrics& metrics, std::int64_t step) {
   const double value = metrics.at(metric_);
-  const bool is_best = !best_value_ || is_better(metric_, value, *best_value_);
+  // Nothing would be better than what is no number.
+  const bool is_best = std::isfinite(value) && (!best_value_ || is_better(metric_, value, *best_value_));
   if (is_best) {
     best_value_ = value;
     best_step_ = step;
@@ -72,7 +72,7 @@ void ObjectiveState::end(std::int64_t step, std::string reason) {
 
 nlohmann::json ObjectiveState::state() const {
   nlohmann::json state = {
-      {"name", config_.name}, {"best_step", best_step_}, {"evaluations_since_best", evaluations_since_best_}};
+      {"name", name()}, {"best_step", best_step_}, {"evaluations_since_best", evaluations_since_best_}};
   if (best_value_) {
     state["best_value"] = *best_value_;
   }

@@ -27,20 +27,26 @@ struct ObjectiveConfig {
   optim::OptimizerConfig optimizer = {};
 };
 
+/// What the worker holds of one objective.
+struct WorkerObjective {
+  ObjectiveConfig config;    ///< what it was made of
+  peft::Objective part;      ///< of its method, on this stage
+  model::Backbone backbone;  ///< with the objective's head
+  std::uint64_t seed = 0;    ///< of what trains
+};
+
 class ObjectiveState {
  public:
-  /// `part`: its range of the method's trained tensors on this stage. Throws: ConfigError for a metric that its task
-  /// does not have.
-  ObjectiveState(const ObjectiveConfig& config, const peft::Objective& part, const peft::Method& method,
-                 const TrainConfig& train);
+  /// Owns: nothing of `objective`, which outlives it.  Throws: ConfigError for a metric that its task does not have.
+  ObjectiveState(const WorkerObjective& objective, const peft::Method& method, const TrainConfig& train);
 
-  [[nodiscard]] const std::string& name() const { return config_.name; }
-  [[nodiscard]] const data::DatasetInfo& data() const { return config_.data; }
-  [[nodiscard]] const optim::OptimizerConfig& optimizer_config() const { return config_.optimizer; }
+  [[nodiscard]] const std::string& name() const { return objective_.config.name; }
+  [[nodiscard]] const data::DatasetInfo& data() const { return objective_.config.data; }
+  [[nodiscard]] const optim::OptimizerConfig& optimizer_config() const { return objective_.config.optimizer; }
   [[nodiscard]] optim::AdamW& optimizer() { return optimizer_; }
   [[nodiscard]] const optim::AdamW& optimizer() const { return optimizer_; }
   [[nodiscard]] const std::string& metric() const { return metric_; }
-  [[nodiscard]] double distill_weight() const { return distill_weight_; }
+  [[nodiscard]] double distill_weight() const { return objective_.part.distill_weight; }
 
   /// Indices into the method's trained tensors of those that are not inert.
   [[nodiscard]] const std::vector<int>& active() const { return active_; }
@@ -66,12 +72,11 @@ class ObjectiveState {
   void set_state(const nlohmann::json& state);
 
  private:
-  ObjectiveConfig config_;
+  const WorkerObjective& objective_;
   std::vector<int> active_;
   std::vector<std::size_t> updated_;
   optim::AdamW optimizer_;
   std::string metric_;
-  double distill_weight_;
   std::map<std::string, at::Tensor> best_tensors_;
   std::optional<double> best_value_;
   std::int64_t best_step_ = -1;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The folder of a run: config.ini, metrics.jsonl, summary.json, checkpoints/, adapter/ (with a
-// folder for each of several objectives). Only rank 0 writes the text
-// files.
+// The folder of a run: config.ini, metrics.jsonl, summary.json, checkpoints/, adapter/ (with a folder for each of
+// several objectives). Only rank 0 writes the text files.
 #pragma once
 
 #include <cstdint>

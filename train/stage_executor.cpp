@@ -11,8 +11,26 @@
 
 namespace espalier::train {
 
-StageExecutor::StageExecutor(dist::Mesh& mesh, model::StageSlice& slice, peft::Method& method, int next_first_layer)
-    : mesh_(mesh), slice_(slice), method_(method), next_first_layer_(next_first_layer) {
+namespace {
+
+/// Losses of one micro-batch after the other, of `count` objectives each, once they are all queued.
+std::vector<std::vector<double>> read_losses(const std::vector<at::Tensor>& losses, std::size_t count) {
+  std::vector<std::vector<double>> read;
+  if (losses.empty()) {
+    return read;
+  }
+  const auto values = at::stack(losses).to(at::kCPU, at::kDouble).contiguous();
+  const auto* value = values.const_data_ptr<double>();
+  for (std::size_t first = 0; first < losses.size(); first += count) {
+    read.emplace_back(value + first, value + first + count);
+  }
+  return read;
+}
+
+}  // namespace
+
+StageExecutor::StageExecutor(dist::Mesh& mesh, model::StageSlice& slice, peft::Method& method)
+    : mesh_(mesh), slice_(slice), method_(method) {
   for (const auto& objective : method_.objectives()) {
     logits_.push_back(peft::logits_name(objective));
   }
@@ -38,7 +56,7 @@ model::Carry StageExecutor::receive(const model::CarryPlan& plan, bool gradients
 
 void StageExecutor::send(const model::CarryPlan& plan, bool gradients, const model::Carry& carry, int peer,
                          dist::Channel channel) {
-  mesh_.pipeline->set_traffic_label(gradients ? "activation_gradient" : "activation");
+  const dist::TrafficLabelScope label(*mesh_.pipeline, gradients ? "activation_gradient" : "activation");
   for (const auto& entry : plan) {
     if (gradients && !entry.needs_gradient) {
       continue;
@@ -64,19 +82,54 @@ peft::StageResult StageExecutor::run_forward(const MicroBatch& micro_batch, cons
   const bool goes_on = context.cache != nullptr && context.cache->num_tokens() > 0;
   auto result = method_.forward(std::move(incoming), slice_.prepare(micro_batch.inputs, goes_on), context, keeps_pass);
   if (!place.is_last_stage()) {
-    send(method_.plan_carry(next_first_layer_, micro_batch.shape), /*gradients=*/false, result.outgoing,
+    send(method_.plan_carry(slice_.range().end, micro_batch.shape), /*gradients=*/false, result.outgoing,
          place.stage_index + 1, dist::Channel::kForward);
   }
   return result;
 }
 
+model::Carry StageExecutor::run_loss(const MicroBatch& micro_batch, const model::Carry& outgoing,
+                                     const LossFunction& loss, std::vector<at::Tensor>& losses) const {
+  // The loss is a graph of its own, so that methods need not know it.
+  const at::AutoGradMode with_gradient(true);
+  auto inputs = micro_batch.inputs;
+  if (const auto teacher = outgoing.find(peft::kTeacherLogits); teacher != outgoing.end()) {
+    inputs.insert(*teacher);
+  }
+  model::Carry gradients;
+  for (std::size_t k = 0; k < logits_.size(); ++k) {
+    const auto logits = outgoing.at(logits_[k]).detach().requires_grad_(true);
+    const auto value = loss(k, logits, inputs);
+    gradients.emplace(logits_[k], torch::autograd::grad({value}, {logits}).front());
+    losses.push_back(value.detach());  // read at the end of the step, so that the host does not wait here
+  }
+  return gradients;
+}
+
+void StageExecutor::run_backward(const MicroBatch& micro_batch, InFlight& kept, const MicroBatchSink& sink) {
+  const auto& place = mesh_.place;
+  if (!place.is_last_stage()) {
+    kept.output_gradients = receive(method_.plan_carry(slice_.range().end, micro_batch.shape), /*gradients=*/true,
+                                    place.stage_index + 1, dist::Channel::kBackward);
+  }
+  model::Carry upstream;
+  if (kept.pass) {
+    upstream = kept.pass->backward(kept.output_gradients, [&](int index, at::Tensor gradient) {
+      sink(micro_batch.index, index, std::move(gradient));
+    });
+  }
+  if (!place.is_first_stage()) {
+    send(method_.plan_carry(slice_.range().first, micro_batch.shape), /*gradients=*/true, upstream,
+         place.stage_index - 1, dist::Channel::kBackward);
+  }
+}
+
 std::vector<std::vector<double>> StageExecutor::train_step(dist::ScheduleKind kind,
                                                            const std::vector<MicroBatch>& micro_batches,
                                                            const RandomKey& key, const LossFunction& loss,
-                                                           const std::function<void(int, int, at::Tensor)>& sink,
-                                                           bool is_training) {
+                                                           const MicroBatchSink& sink, bool is_training) {
   const auto& place = mesh_.place;
-  std::vector<std::vector<double>> losses;
+  std::vector<at::Tensor> losses;
   std::map<int, InFlight> in_flight;
   const auto plan =
       dist::plan_schedule(kind, place.num_stages, place.stage_index, static_cast<int>(micro_batches.size()));
@@ -88,19 +141,7 @@ std::vector<std::vector<double>> StageExecutor::train_step(dist::ScheduleKind ki
       auto result = run_forward(micro_batch, context, /*keeps_pass=*/true);
       InFlight kept{std::move(result.pass), {}};
       if (place.is_last_stage()) {
-        // The loss is a graph of its own, so that methods need not know it.
-        const at::AutoGradMode with_gradient(true);
-        auto& of_objectives = losses.emplace_back();
-        auto inputs = micro_batch.inputs;
-        if (const auto teacher = result.outgoing.find(peft::kTeacherLogits); teacher != result.outgoing.end()) {
-          inputs.insert(*teacher);
-        }
-        for (std::size_t k = 0; k < logits_.size(); ++k) {
-          const auto logits = result.outgoing.at(logits_[k]).detach().requires_grad_(true);
-          const auto value = loss(k, logits, inputs);
-          kept.output_gradients.emplace(logits_[k], torch::autograd::grad({value}, {logits}).front());
-          of_objectives.push_back(value.item<double>());
-        }
+        kept.output_gradients = run_loss(micro_batch, result.outgoing, loss, losses);
       }
       in_flight.emplace(action.micro_batch, std::move(kept));
       continue;
@@ -108,24 +149,10 @@ std::vector<std::vector<double>> StageExecutor::train_step(dist::ScheduleKind ki
     auto node = in_flight.extract(action.micro_batch);
     ESPALIER_CHECK(!node.empty(), "the schedule asks for a backward of micro-batch {} before its forward",
                    action.micro_batch);
-    auto& kept = node.mapped();
-    if (!place.is_last_stage()) {
-      kept.output_gradients = receive(method_.plan_carry(next_first_layer_, micro_batch.shape), /*gradients=*/true,
-                                      place.stage_index + 1, dist::Channel::kBackward);
-    }
-    model::Carry upstream;
-    if (kept.pass) {
-      upstream = kept.pass->backward(kept.output_gradients, [&](int index, at::Tensor gradient) {
-        sink(micro_batch.index, index, std::move(gradient));
-      });
-    }
-    if (!place.is_first_stage()) {
-      send(method_.plan_carry(slice_.range().first, micro_batch.shape), /*gradients=*/true, upstream,
-           place.stage_index - 1, dist::Channel::kBackward);
-    }
+    run_backward(micro_batch, node.mapped(), sink);
   }
   finish_sends();
-  return losses;
+  return read_losses(losses, logits_.size());
 }
 
 void StageExecutor::evaluate(std::size_t count, const std::function<MicroBatch(std::size_t)>& make,

@@ -26,28 +26,27 @@ struct MicroBatch {
 };
 
 /// Objective, its logits [B, ...], inputs of the micro-batch (with kTeacherLogits where an objective learns from the
-/// backbone's predictions) -> scalar loss, already divided by what the whole global
-/// batch counts.
+/// backbone's predictions) -> scalar loss, already divided by what the whole global batch counts.
 using LossFunction =
     std::function<at::Tensor(std::size_t objective, const at::Tensor& logits, const model::NamedTensors& inputs)>;
+
+/// Called with each trained tensor's gradient of each micro-batch.
+using MicroBatchSink = std::function<void(int micro_batch, int index, at::Tensor gradient)>;
 
 /// Called on the last stage with what the heads wrote (logits_name() of each objective) and read ("hidden").
 using OutputSink = std::function<void(const MicroBatch& micro_batch, const model::Carry& outgoing)>;
 
 class StageExecutor {
  public:
-  /// `next_first_layer`: first chain layer of the following stage (ignored on the last).
   /// Owns: nothing; mesh, slice and method outlive it.
-  StageExecutor(dist::Mesh& mesh, model::StageSlice& slice, peft::Method& method, int next_first_layer);
+  StageExecutor(dist::Mesh& mesh, model::StageSlice& slice, peft::Method& method);
 
   /// Forward and backward of this replica's micro-batches in the order of `kind`. Returns the losses in that order,
-  /// of each objective (last stage; else empty). `sink(micro_batch, index, gradient)` gets each trained tensor's
-  /// gradient of each micro-batch. Without `is_training` no dropout is drawn. Collective: the stages of this replica,
-  /// with the same micro-batches.
-  std::vector<std::vector<double>> train_step(
-      dist::ScheduleKind kind, const std::vector<MicroBatch>& micro_batches, const RandomKey& key,
-      const LossFunction& loss, const std::function<void(int micro_batch, int index, at::Tensor gradient)>& sink,
-      bool is_training = true);
+  /// of each objective (last stage; else empty). Without `is_training` no dropout is drawn. Stream: the host waits for
+  /// the losses once, at the end. Collective: the stages of this replica, with the same micro-batches.
+  std::vector<std::vector<double>> train_step(dist::ScheduleKind kind, const std::vector<MicroBatch>& micro_batches,
+                                              const RandomKey& key, const LossFunction& loss,
+                                              const MicroBatchSink& sink, bool is_training = true);
 
   /// Forward only, without dropout, of `count` micro-batches that `make` gives one by one.
   /// Collective: the stages of this replica, with the same micro-batches.
@@ -73,12 +72,15 @@ class StageExecutor {
   void send(const model::CarryPlan& plan, bool gradients, const model::Carry& carry, int peer, dist::Channel channel);
   [[nodiscard]] peft::StageResult run_forward(const MicroBatch& micro_batch, const model::ForwardContext& context,
                                               bool keeps_pass);
+  /// On the last stage: the gradients of the logits; the loss of each objective goes to the end of `losses`.
+  [[nodiscard]] model::Carry run_loss(const MicroBatch& micro_batch, const model::Carry& outgoing,
+                                      const LossFunction& loss, std::vector<at::Tensor>& losses) const;
+  void run_backward(const MicroBatch& micro_batch, InFlight& kept, const MicroBatchSink& sink);
   void finish_sends();
 
   dist::Mesh& mesh_;
   model::StageSlice& slice_;
   peft::Method& method_;
-  int next_first_layer_;
   std::vector<std::string> logits_;  ///< by objective
   std::vector<Transfer> sends_;
 };

@@ -6,6 +6,8 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
+#include <limits>
+#include <utility>
 
 #include "common/durable_file.h"
 #include "common/error.h"
@@ -17,6 +19,9 @@
 namespace espalier::train {
 
 namespace {
+
+// An end_reason(), on disk in checkpoints.
+constexpr const char* kDiverged = "diverged";
 
 data::Sampler make_sampler(const TrainerConfig& config, const data::Dataset& dataset) {
   const auto& split = dataset.split("train");
@@ -36,9 +41,8 @@ Trainer::Trainer(const TrainerConfig& config, Worker& worker, const data::Datase
       sampler_(make_sampler(config, dataset)),
       folder_(config.run_folder),
       progress_(worker.control().rank() == 0) {
-  const auto parts = worker.method().objectives();
-  for (std::size_t k = 0; k < parts.size(); ++k) {
-    objectives_.emplace_back(config.objectives[k], parts[k], worker.method(), config.train);
+  for (std::size_t k = 0; k < worker.num_objectives(); ++k) {
+    objectives_.emplace_back(worker.objective(k), worker.method(), config.train);
   }
   step_ = std::make_unique<TrainingStep>(
       TrainingStep::Config{config.data, config.train.seed, config.gradient_sync,
@@ -69,17 +73,37 @@ std::map<std::string, at::Tensor> Trainer::trained_by_name() const {
   return tensors;
 }
 
+bool Trainer::is_due(std::int64_t steps_done, std::int64_t every_steps) const {
+  return steps_done == num_steps() || steps_done % (every_steps > 0 ? every_steps : sampler_.steps_per_epoch()) == 0;
+}
+
+std::int64_t Trainer::gradient_traffic() const {
+  return ledger_.traffic("all_gather", "gradient") + ledger_.traffic("all_reduce", "gradient");
+}
+
+void Trainer::warn_of_long_warmup() const {
+  const auto only_warms_up = [&](const ObjectiveState& objective) {
+    auto config = objective.optimizer_config();
+    config.schedule = "constant";  // is less than it should be in the warm-up alone
+    return optim::learning_rate_at(config, num_steps() - 1, num_steps()) < config.learning_rate;
+  };
+  const auto count = std::count_if(objectives_.begin(), objectives_.end(), only_warms_up);
+  if (count > 0 && is_writer()) {
+    log_warning("train",
+                "the warm-up covers the whole run of {} steps{}, so that the learning rate never gets to "
+                "optimizer.learning_rate; lower optimizer.warmup_steps or optimizer.warmup_fraction, or train for more "
+                "steps",
+                num_steps(), count > 1 ? fmt::format(" for {} objectives", count) : "");
+  }
+}
+
 bool Trainer::is_any_training() const {
   return std::any_of(objectives_.begin(), objectives_.end(),
                      [](const ObjectiveState& objective) { return objective.is_training(); });
 }
 
 std::vector<Metrics> Trainer::evaluate_split(const std::string& split) {
-  std::vector<data::DatasetInfo> infos;
-  for (const auto& objective : objectives_) {
-    infos.push_back(objective.data());
-  }
-  return evaluate(worker_, infos, dataset_, split, config_.data, config_.train.evaluation_batch_size);
+  return evaluate(worker_, worker_.datasets(), dataset_, split, config_.data, config_.train.evaluation_batch_size);
 }
 
 void Trainer::run_evaluation(std::int64_t steps_done) {
@@ -115,21 +139,30 @@ void Trainer::run_evaluation(std::int64_t steps_done) {
 }
 
 void Trainer::end_diverged(const StepReport& report, std::int64_t steps_done) {
+  std::vector<std::pair<std::string, std::string>> diverged;  // names and what was found
   for (std::size_t k = 0; k < objectives_.size(); ++k) {
     const auto& own = report.objectives[k];
     if (!objectives_[k].is_training() || own.is_finite()) {
       continue;
     }
-    const auto text = fmt::format(
-        "step {}: expected a finite loss and gradient norm, found loss {} and norm {}; lower optimizer.learning_rate, "
-        "use model.compute_type=fp32 or bf16, or look at the rows of this batch",
-        steps_done, own.loss, own.gradient_norm);
-    objectives_[k].end(steps_done, "diverged");
-    if (!is_any_training()) {
-      throw NumericError(text);
-    }
-    progress_.end_line();
-    log_warning("train", "objective {} ends, the others go on: {}", objectives_[k].name(), text);
+    objectives_[k].end(steps_done, kDiverged);
+    diverged.emplace_back(objectives_[k].name(),
+                          fmt::format("step {}: expected a finite loss and gradient norm, found loss {} and norm {}; "
+                                      "lower optimizer.learning_rate, use model.compute_type=fp32 or bf16, or look at "
+                                      "the rows of this batch",
+                                      steps_done, own.loss, own.gradient_norm));
+  }
+  if (diverged.empty()) {
+    return;
+  }
+  progress_.end_line();
+  if (std::all_of(objectives_.begin(), objectives_.end(),
+                  [](const ObjectiveState& objective) { return objective.end_reason() == kDiverged; })) {
+    throw NumericError(diverged.back().second);
+  }
+  for (const auto& [name, text] : diverged) {
+    log_warning("train", "objective {} ends, {}: {}", name,
+                is_any_training() ? "the others go on" : "the last that trained", text);
   }
 }
 
@@ -155,7 +188,7 @@ double Trainer::mean_loss(const StepReport& report) const {
       ++count;
     }
   }
-  return sum / count;
+  return count > 0 ? sum / count : std::numeric_limits<double>::quiet_NaN();
 }
 
 void Trainer::record_step(const StepReport& report, std::int64_t steps_done, double seconds) {
@@ -174,7 +207,7 @@ void Trainer::record_step(const StepReport& report, std::int64_t steps_done, dou
   folder_.append_metrics(record);
 }
 
-TrainSummary Trainer::run() {
+void Trainer::begin_run() {
   if (is_writer()) {
     folder_.create();
   }
@@ -184,59 +217,50 @@ TrainSummary Trainer::run() {
     // Only now: a run that refuses to resume leaves its folder as it was.
     write_file_durably(folder_.config_file(), config_.config_text);
   }
+  warn_of_long_warmup();
   if (start_step_ == 0) {
-    std::vector<data::DatasetInfo> infos;
-    for (const auto& objective : objectives_) {
-      infos.push_back(objective.data());
-    }
-    start_by_importance(worker_, infos, dataset_, sampler_, config_.data, config_.gradient_sync);
+    start_by_importance(worker_, dataset_, sampler_, config_.data, config_.gradient_sync);
   }
   record_memory();
-  const auto steps = num_steps();
-  const auto per_epoch = sampler_.steps_per_epoch();
-  const auto is_due = [&](std::int64_t done, std::int64_t every) {
-    return done == steps || (every > 0 ? done % every == 0 : done % per_epoch == 0);
-  };
-  bool is_stopped = false;
-  std::int64_t done = start_step_;
-  while (done < steps && is_any_training()) {
-    if (events_->run_before(done)) {
-      progress_.end_line();
-      log_info("train", "new subspaces before step {}; {:.1f} s for such events so far", done + 1, events_->seconds());
-    }
-    progress_.resume();
-    const auto reduced_before = ledger_.traffic("all_gather", "gradient") + ledger_.traffic("all_reduce", "gradient");
-    const double seconds_before = progress_.seconds();
-    const auto report = step_->run(done, sampler_.batch(done), dataset_.split("train"), stop_requested_.load(),
-                                   /*checks_flow=*/done == start_step_);
-    reduced_bytes_ =
-        ledger_.traffic("all_gather", "gradient") + ledger_.traffic("all_reduce", "gradient") - reduced_before;
-    ++done;
-    end_diverged(report, done);
-    progress_.step({done, steps, report.epoch, mean_loss(report), report.rows, report.tokens,
-                    peak_allocated_bytes(worker_.device())});
-    progress_.pause();
-    if (is_writer()) {
-      record_step(report, done, progress_.seconds() - seconds_before);
-    }
-    if (is_due(done, config_.train.evaluate_every_steps)) {
-      run_evaluation(done);
-    }
-    end_impatient(done);
-    is_stopped = report.stop_requested || (done == config_.train.stop_at_step && done < steps);
-    if (is_stopped || !is_any_training() || is_due(done, config_.checkpoint.every_steps)) {
-      save(done);
-    }
-    if (is_stopped) {
-      break;
-    }
+}
+
+bool Trainer::train_step(std::int64_t step) {
+  if (events_->run_before(step)) {
+    progress_.end_line();
+    log_info("train", "new subspaces before step {}; {:.1f} s for such events so far", step + 1, events_->seconds());
   }
+  progress_.resume();
+  const auto traffic_before = gradient_traffic();
+  const double seconds_before = progress_.seconds();
+  const auto report = step_->run(step, sampler_.batch(step), dataset_.split("train"), stop_requested_.load(),
+                                 /*checks_flow=*/step == start_step_);
+  reduced_bytes_ = gradient_traffic() - traffic_before;
+  const auto done = step + 1;
+  end_diverged(report, done);
+  progress_.step({done, num_steps(), report.epoch, mean_loss(report), report.rows, report.tokens,
+                  peak_allocated_bytes(worker_.device())});
+  progress_.pause();
+  if (is_writer()) {
+    record_step(report, done, progress_.seconds() - seconds_before);
+  }
+  if (is_due(done, config_.train.evaluate_every_steps)) {
+    run_evaluation(done);
+  }
+  end_impatient(done);
+  const bool is_stopped = report.stop_requested || (done == config_.train.stop_at_step && done < num_steps());
+  if (is_stopped || !is_any_training() || is_due(done, config_.checkpoint.every_steps)) {
+    save(done);
+  }
+  return is_stopped;
+}
+
+TrainSummary Trainer::end_run(std::int64_t steps_done, bool is_stopped) {
   for (std::size_t k = 0; k < objectives_.size(); ++k) {
     if (!is_stopped && config_.train.restore_best && !objectives_[k].best_tensors().empty()) {
       worker_.load_result(objectives_[k].best_tensors(), k);
     }
   }
-  TrainSummary summary{done, is_stopped, summarize(done, is_stopped)};
+  TrainSummary summary{steps_done, is_stopped, summarize(steps_done, is_stopped)};
   if (!is_stopped && dataset_.has_split("test")) {
     const auto metrics = evaluate_split("test");
     for (std::size_t k = 0; k < objectives_.size(); ++k) {
@@ -247,6 +271,17 @@ TrainSummary Trainer::run() {
     write_file_durably(folder_.summary_file(), summary.record.dump(2) + "\n");
   }
   return summary;
+}
+
+TrainSummary Trainer::run() {
+  begin_run();
+  std::int64_t done = start_step_;
+  bool is_stopped = false;
+  while (!is_stopped && done < num_steps() && is_any_training()) {
+    is_stopped = train_step(done);
+    ++done;
+  }
+  return end_run(done, is_stopped);
 }
 
 }  // namespace espalier::train

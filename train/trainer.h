@@ -27,7 +27,6 @@ namespace espalier::train {
 
 struct TrainerConfig {
   data::DataConfig data;
-  std::vector<ObjectiveConfig> objectives;  ///< those of the worker
   dist::GradientSyncConfig gradient_sync;
   ParallelConfig parallel;
   TrainConfig train;
@@ -55,24 +54,40 @@ class Trainer {
   ~Trainer();
 
   /// Trains to the end or to a stop; leaves the best (or last) weights in the worker.
-  /// Collective: every rank.  Throws: NumericError on every rank when the loss or gradient of the only objective, or of
-  /// the last of several that still trains, is not finite.
+  /// Collective: every rank.  Throws: NumericError on every rank once the loss or gradient of every objective has not
+  /// been finite.
   TrainSummary run();
 
  private:
+  /// Makes the folder, goes on from a checkpoint or starts anew.
+  void begin_run();
+  /// One optimizer step with what is due after it; true when the run stops on request.
+  [[nodiscard]] bool train_step(std::int64_t step);
+  /// Leaves the best weights in the worker, and the summary in the folder.
+  [[nodiscard]] TrainSummary end_run(std::int64_t steps_done, bool is_stopped);
+  /// Once, where no learning rate of the run is the one that was asked for.
+  void warn_of_long_warmup() const;
   [[nodiscard]] std::int64_t num_steps() const;
+  /// At the end of the run, and every so many steps; 0: at the end of every epoch.
+  [[nodiscard]] bool is_due(std::int64_t steps_done, std::int64_t every_steps) const;
+  /// Bytes that this rank has given to reductions of gradients.
+  [[nodiscard]] std::int64_t gradient_traffic() const;
   /// Collective. Metrics of the validation split; renews the best weights.
   void run_evaluation(std::int64_t steps_done);
-  /// Ends the objectives that diverged in the step.
+  /// Ends the objectives that diverged in the step. Throws: NumericError when all have.
   void end_diverged(const StepReport& report, std::int64_t steps_done);
   /// Ends the objectives that have had no better evaluation for too long.
   void end_impatient(std::int64_t steps_done);
   [[nodiscard]] bool is_any_training() const;
-  /// Of the objectives that train, for the eye. Requires: one does.
+  /// Of the objectives that train, for the eye; not a number where none does any more.
   [[nodiscard]] double mean_loss(const StepReport& report) const;
   void record_step(const StepReport& report, std::int64_t steps_done, double seconds);
   void save(std::int64_t steps_done);
   void resume();
+  void refuse_used_folder();
+  /// Throws: ConfigError naming what differs from the run that made the checkpoint.
+  void require_same_run(const checkpoint::LoadedCheckpoint& loaded) const;
+  void restore(const checkpoint::LoadedCheckpoint& loaded);
   void record_memory();
   [[nodiscard]] nlohmann::json summarize(std::int64_t steps_done, bool is_stopped);
   /// Metrics of a split, of each objective. Collective.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 
 #include "train/device.h"
 #include "train/trainer.h"
@@ -15,6 +16,44 @@ std::int64_t bytes_of(const std::map<std::string, at::Tensor>& tensors) {
   std::int64_t bytes = 0;
   for (const auto& [name, tensor] : tensors) bytes += static_cast<std::int64_t>(tensor.nbytes());
   return bytes;
+}
+
+/// Each of `own` as a list by rank. Collective: every rank, with the same keys.
+nlohmann::json gather_bytes(dist::Communicator& control, const std::map<std::string, std::int64_t>& own) {
+  auto bytes = at::zeros({static_cast<std::int64_t>(own.size()), control.num_ranks()}, at::kLong);
+  std::int64_t row = 0;
+  for (const auto& [key, value] : own) bytes[row++][control.rank()] = value;
+  control.all_reduce(bytes).wait();
+  auto by_key = nlohmann::json::object();
+  const auto* value = bytes.const_data_ptr<std::int64_t>();
+  for (const auto& [key, ignored] : own) {
+    by_key[key] = std::vector<std::int64_t>(value, value + control.num_ranks());
+    value += control.num_ranks();
+  }
+  return by_key;
+}
+
+/// The best evaluation of an objective, and why it ended if it ended early.
+nlohmann::json course_of(const ObjectiveState& objective) {
+  auto course = nlohmann::json::object();
+  if (objective.best_value()) {
+    course["best"] = {
+        {"metric", objective.metric()}, {"value", *objective.best_value()}, {"step", objective.best_step()}};
+  }
+  if (!objective.is_training()) {
+    course["ended"] = {{"reason", objective.end_reason()}, {"step", objective.end_step()}};
+  }
+  return course;
+}
+
+/// Of what the method recomputed on any rank. Collective: every rank.
+std::optional<double> largest_inversion_error(Worker& worker) {
+  auto& control = worker.control();
+  auto errors = at::zeros({control.num_ranks()}, at::kDouble);
+  errors[control.rank()] = worker.method().inversion_error().value_or(-1);  // none
+  control.all_reduce(errors).wait();
+  const auto largest = errors.max().item<double>();
+  return largest < 0 ? std::nullopt : std::optional(largest);
 }
 
 }  // namespace
@@ -40,21 +79,6 @@ void Trainer::record_memory() {
 nlohmann::json Trainer::summarize(std::int64_t steps_done, bool is_stopped) {
   const auto& place = worker_.place();
   const auto parameters = worker_.count_parameters();
-  auto& control = worker_.control();
-  auto bytes = at::zeros({control.num_ranks(), 6}, at::kLong);
-  auto own = bytes[control.rank()];
-  own[0] = peak_allocated_bytes(worker_.device());
-  own[1] = ledger_.memory(MemoryKind::kFrozen);
-  own[2] = ledger_.memory(MemoryKind::kTrained);
-  own[3] = ledger_.memory(MemoryKind::kOptimizer);
-  own[4] = reduced_bytes_;
-  own[5] = ledger_.memory(MemoryKind::kKept);
-  control.all_reduce(bytes).wait();
-  const auto column = [&](std::int64_t index) {
-    const auto values = bytes.select(1, index).contiguous();
-    return std::vector<std::int64_t>(values.const_data_ptr<std::int64_t>(),
-                                     values.const_data_ptr<std::int64_t>() + values.numel());
-  };
   nlohmann::json record = {
       {"steps", steps_done},
       {"is_stopped", is_stopped},
@@ -64,36 +88,31 @@ nlohmann::json Trainer::summarize(std::int64_t steps_done, bool is_stopped) {
       {"threads", config_.threads},
       {"trained_parameters", std::accumulate(parameters.trained.begin(), parameters.trained.end(), std::int64_t{0})},
       {"frozen_parameters", parameters.frozen},
-      {"peak_allocated_bytes", column(0)},
-      {"frozen_bytes", column(1)},
-      {"trained_bytes", column(2)},
-      {"optimizer_bytes", column(3)},
-      {"kept_bytes", column(5)},
       {"checkpoint_bytes", is_writer() ? checkpoint::stored_bytes(last_checkpoint_) : 0},
-      {"reduced_bytes_per_step", column(4)},
       {"samples_per_second", progress_.rows_per_second()},
       {"tokens_per_second", progress_.tokens_per_second()},
       {"train_seconds", progress_.seconds()},
       {"steps_this_run", progress_.steps()}};
+  record.update(gather_bytes(worker_.control(), {{"peak_allocated_bytes", peak_allocated_bytes(worker_.device())},
+                                                 {"frozen_bytes", ledger_.memory(MemoryKind::kFrozen)},
+                                                 {"trained_bytes", ledger_.memory(MemoryKind::kTrained)},
+                                                 {"optimizer_bytes", ledger_.memory(MemoryKind::kOptimizer)},
+                                                 {"kept_bytes", ledger_.memory(MemoryKind::kKept)},
+                                                 {"reduced_bytes_per_step", reduced_bytes_}}));
+  if (const auto error = largest_inversion_error(worker_)) {
+    record["inversion_error"] = *error;
+  }
   if (events_->has_any()) {
     // Ranks take part in every event; the first one's clock stands for all.
     record["resampling_seconds"] = events_->seconds();
     record["resampling_share"] = events_->seconds() / std::max(events_->seconds() + progress_.seconds(), 1e-9);
   }
   for (std::size_t k = 0; k < objectives_.size(); ++k) {
-    const auto& objective = objectives_[k];
-    auto result = nlohmann::json::object();
-    if (objective.best_value()) {
-      result["best"] = {
-          {"metric", objective.metric()}, {"value", *objective.best_value()}, {"step", objective.best_step()}};
-    }
-    if (!objective.is_training()) {
-      result["ended"] = {{"reason", objective.end_reason()}, {"step", objective.end_step()}};
-    }
-    if (objective.name().empty()) {
+    auto result = course_of(objectives_[k]);
+    if (objectives_[k].name().empty()) {
       record.update(result);
     } else {
-      result["name"] = objective.name();
+      result["name"] = objectives_[k].name();
       result["trained_parameters"] = parameters.trained[k];
       record["objectives"].push_back(std::move(result));
     }

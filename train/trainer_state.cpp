@@ -86,70 +86,85 @@ void Trainer::save(std::int64_t steps_done) {
   last_saved_step_ = steps_done;
 }
 
+void Trainer::refuse_used_folder() {
+  if (dist::agree_any(worker_.control(), !store_->steps().empty())) {
+    throw ConfigError(
+        fmt::format("checkpoint.resume=never: expected a run folder without checkpoints, found some in {}; choose "
+                    "another run.folder or resume=auto",
+                    folder_.checkpoints().string()));
+  }
+}
+
+void Trainer::require_same_run(const checkpoint::LoadedCheckpoint& loaded) const {
+  const auto& state = loaded.state();
+  const auto stored_options = state.value("options", std::string());
+  if (stored_options != config_.numeric_options) {
+    throw ConfigError(
+        fmt::format("{}: the checkpoint was made with other options; give these back, or choose another run.folder:{}",
+                    loaded.folder().string(), describe_difference(stored_options, config_.numeric_options)));
+  }
+  const auto require_same = [&](const char* key, const std::string& now, const char* what, const char* option) {
+    const auto stored = state.value(key, std::string());
+    if (stored != now) {
+      throw ConfigError(
+          fmt::format("{}: the checkpoint was made with another {}; expected {}, found {}; give that one back as {}, "
+                      "or choose another run.folder",
+                      loaded.folder().string(), what, stored, now, option));
+    }
+  };
+  require_same("base_model_digest", worker_.model_digest(), "backbone", "model.path");
+  require_same("dataset_digest", dataset_.info().content_digest, "dataset", "data.path");
+  if (state.value("threads", 0) != config_.threads) {
+    log_warning("checkpoint", "made with {} threads per rank, now {}: results may differ in the last bits",
+                state.value("threads", 0), config_.threads);
+  }
+}
+
+void Trainer::restore(const checkpoint::LoadedCheckpoint& loaded) {
+  const at::NoGradGuard no_grad;
+  for (const auto& [name, tensor] : trained_by_name()) {
+    loaded.read_into(kTrainedPrefix + name, tensor);
+  }
+  for (const auto& [name, tensor] : worker_.method().kept_tensors()) {
+    loaded.read_into(kKeptPrefix + name, tensor);
+  }
+  events_->resume_at(loaded.step());
+  const auto& states = loaded.state().at("objectives");
+  for (std::size_t k = 0; k < objectives_.size(); ++k) {
+    auto& objective = objectives_[k];
+    for (const auto& [name, tensor] : objective.optimizer().state()) {
+      loaded.read_into(kMomentPrefix + name, tensor);
+    }
+    objective.optimizer().set_num_steps(loaded.step());
+    objective.set_state(states.at(k));
+    if (objective.best_step() >= 0 && config_.train.restore_best) {
+      for (const auto& [name, tensor] : worker_.result(k)) {
+        auto best = at::empty_like(tensor);
+        loaded.read_into(kBestPrefix + peft::objective_prefix(objective.name()) + name, best);
+        objective.best_tensors()[name] = best;
+      }
+    }
+  }
+}
+
 void Trainer::resume() {
   const auto& mode = config_.checkpoint.resume;
   if (mode == "never") {
-    const bool is_used = dist::agree_any(worker_.control(), !store_->steps().empty());
-    if (is_used) {
-      throw ConfigError(
-          fmt::format("checkpoint.resume=never: expected a run folder without checkpoints, found some in {}; choose "
-                      "another run.folder or resume=auto",
-                      folder_.checkpoints().string()));
-    }
+    refuse_used_folder();
     return;
   }
   const auto loaded = store_->load_latest();
   if (!loaded) {
     if (mode == "must") {
-      throw ConfigError(fmt::format("checkpoint.resume=must: expected a good checkpoint in {}, found none",
-                                    folder_.checkpoints().string()));
+      throw ConfigError(
+          fmt::format("checkpoint.resume=must: expected a good checkpoint in {}, found none; give the run.folder of "
+                      "the run to go on with, or start anew with resume=auto",
+                      folder_.checkpoints().string()));
     }
     return;
   }
-  const auto& state = loaded->state();
-  const auto require_same = [&](const char* key, const std::string& now, const char* what) {
-    const auto stored = state.value(key, std::string());
-    if (stored != now) {
-      throw ConfigError(fmt::format("{}: the checkpoint was made with another {}; expected {}, found {}",
-                                    loaded->folder().string(), what, stored, now));
-    }
-  };
-  const auto stored_options = state.value("options", std::string());
-  if (stored_options != config_.numeric_options) {
-    throw ConfigError(
-        fmt::format("{}: the checkpoint was made with other options; give these back, or choose another run.folder:{}",
-                    loaded->folder().string(), describe_difference(stored_options, config_.numeric_options)));
-  }
-  require_same("base_model_digest", worker_.model_digest(), "backbone (model.path)");
-  require_same("dataset_digest", dataset_.info().content_digest, "dataset (data.path)");
-  if (state.value("threads", 0) != config_.threads) {
-    log_warning("checkpoint", "made with {} threads per rank, now {}: results may differ in the last bits",
-                state.value("threads", 0), config_.threads);
-  }
-  const at::NoGradGuard no_grad;
-  for (const auto& [name, tensor] : trained_by_name()) {
-    loaded->read_into(kTrainedPrefix + name, tensor);
-  }
-  for (const auto& [name, tensor] : worker_.method().kept_tensors()) {
-    loaded->read_into(kKeptPrefix + name, tensor);
-  }
-  events_->resume_at(loaded->step());
-  const auto& states = state.at("objectives");
-  for (std::size_t k = 0; k < objectives_.size(); ++k) {
-    auto& objective = objectives_[k];
-    for (const auto& [name, tensor] : objective.optimizer().state()) {
-      loaded->read_into(kMomentPrefix + name, tensor);
-    }
-    objective.optimizer().set_num_steps(loaded->step());
-    objective.set_state(states.at(k));
-    if (objective.best_step() >= 0 && config_.train.restore_best) {
-      for (const auto& [name, tensor] : worker_.result(k)) {
-        auto best = at::empty_like(tensor);
-        loaded->read_into(kBestPrefix + peft::objective_prefix(objective.name()) + name, best);
-        objective.best_tensors()[name] = best;
-      }
-    }
-  }
+  require_same_run(*loaded);
+  restore(*loaded);
   start_step_ = loaded->step();
   last_checkpoint_ = loaded->folder();
   last_saved_step_ = start_step_;

@@ -17,10 +17,23 @@
 namespace espalier::train {
 namespace {
 
+std::int64_t count_targets(const data::DatasetInfo& info, const data::GlobalBatch& batch, const data::Split& split,
+                           std::int64_t max_length) {
+  std::int64_t count = 0;
+  for (const auto& rows : batch.micro_batches) {
+    for (const auto row : rows) {
+      count += num_targets(info, split, row, max_length);
+    }
+  }
+  return count;
+}
+
+}  // namespace
+
 /// What the ranks exchange once a step. A loss or norm is written by one rank and zero elsewhere, so the sum is exact
 /// and alike everywhere. Layout: [stop, tokens, of each objective: losses by micro-batch, squared norms by (stage,
 /// tensor)].
-class Exchange {
+class TrainingStep::Exchange {
  public:
   Exchange(std::int64_t num_micro_batches, const std::vector<std::vector<std::int64_t>>& tensors_of_stage) {
     std::int64_t size = 2;
@@ -29,8 +42,8 @@ class Exchange {
       size += num_micro_batches;
       norms_.push_back(size);
       size += std::accumulate(of_stages.begin(), of_stages.end(), std::int64_t{0});
+      ends_.push_back(size);
     }
-    norms_.push_back(size);  // the end
     num_micro_batches_ = num_micro_batches;
     values_ = at::zeros({size}, at::kDouble);
   }
@@ -45,8 +58,8 @@ class Exchange {
     const double* first = data() + losses_[objective];
     return std::accumulate(first, first + num_micro_batches_, 0.0);
   }
-  double combine_norms(std::size_t objective, std::int64_t count) {
-    return optim::combine_norm({norms(objective), norms(objective) + count});
+  double combine_norms(std::size_t objective) {
+    return optim::combine_norm({norms(objective), data() + ends_[objective]});
   }
 
  private:
@@ -54,21 +67,8 @@ class Exchange {
 
   at::Tensor values_;
   std::int64_t num_micro_batches_ = 0;
-  std::vector<std::int64_t> losses_, norms_;  ///< where they begin, by objective
+  std::vector<std::int64_t> losses_, norms_, ends_;  ///< where they begin, and where the norms end, by objective
 };
-
-std::int64_t count_targets(const data::DatasetInfo& info, const data::GlobalBatch& batch, const data::Split& split,
-                           std::int64_t max_length) {
-  std::int64_t count = 0;
-  for (const auto& rows : batch.micro_batches) {
-    for (const auto row : rows) {
-      count += num_targets(info, split, row, max_length);
-    }
-  }
-  return count;
-}
-
-}  // namespace
 
 bool StepReport::OfObjective::is_finite() const {
   return std::isfinite(loss) && std::isfinite(gradient_norm);
@@ -93,8 +93,8 @@ TrainingStep::TrainingStep(const Config& config, Worker& worker, std::vector<Obj
     tensors_of_stage_.emplace_back(of_stages, of_stages + place.num_stages);
     if (std::accumulate(of_stages, of_stages + place.num_stages, std::int64_t{0}) == 0) {
       throw ConfigError(
-          fmt::format("peft.method={}: expected something to train, found nothing: a language model has no "
-                      "head of the task's; choose another method",
+          fmt::format("peft.method={}: expected something to train, found nothing: a language model has no head of the "
+                      "task's; choose another method",
                       worker.method().name()));
     }
   }
@@ -103,6 +103,10 @@ TrainingStep::TrainingStep(const Config& config, Worker& worker, std::vector<Obj
   for (std::size_t i = 0; i < active_.size(); ++i) {
     tensors.push_back(trained_at(i).value);
     names.push_back(trained_at(i).name);
+  }
+  active_index_.assign(worker.method().trained().size(), -1);
+  for (std::size_t i = 0; i < active_.size(); ++i) {
+    active_index_[static_cast<std::size_t>(active_[i])] = static_cast<int>(i);
   }
   sync_ = dist::make_gradient_sync(config.gradient_sync, *worker.mesh().replicas, tensors);
   tied_ = std::make_unique<TiedGradients>(worker.mesh(), names);
@@ -127,23 +131,27 @@ void TrainingStep::check_gradient_flow(const std::vector<int>& contributions, bo
       missing.push_back(trained_at(i).name);
     }
   }
-  const auto text = missing.empty()
-                        ? std::string()
-                        : fmt::format(
-                              "gradient flow: expected a gradient for every trained tensor in the first step, "
-                              "found none for {} of {}: {}",
-                              missing.size(), active_.size(), fmt::join(missing, ", "));
+  const auto text = missing.empty() ? std::string()
+                                    : fmt::format(
+                                          "gradient flow: expected a gradient for every trained tensor in the first "
+                                          "step, found none for {} of {}: {}",
+                                          missing.size(), active_.size(), fmt::join(missing, ", "));
   dist::require_all(worker_.control(), text, static_cast<int>(ExitCode::kInternal), "gradient-flow check");
+}
+
+std::vector<MicroBatch> TrainingStep::make_micro_batches(const data::GlobalBatch& batch, const data::Split& split,
+                                                         dist::MicroBatchRange range) const {
+  std::vector<MicroBatch> micro_batches;
+  for (int m = range.first; m < range.end; ++m) {
+    micro_batches.push_back(
+        make_micro_batch(worker_.backbone(), m, split, batch.micro_batches[static_cast<std::size_t>(m)], config_.data));
+  }
+  return micro_batches;
 }
 
 std::vector<at::Tensor> TrainingStep::run_batch(std::int64_t step, const data::GlobalBatch& batch,
                                                 const data::Split& split, const std::vector<MicroBatch>& micro_batches,
                                                 dist::MicroBatchRange range, bool checks_flow, Losses& losses) {
-  // Position in active_ of each trained tensor, -1 for inert ones.
-  std::vector<int> active_index(worker_.method().trained().size(), -1);
-  for (std::size_t i = 0; i < active_.size(); ++i) {
-    active_index[static_cast<std::size_t>(active_[i])] = static_cast<int>(i);
-  }
   std::vector<std::int64_t> num_targets;
   for (const auto& objective : objectives_) {
     num_targets.push_back(count_targets(objective.data(), batch, split, config_.data.max_length));
@@ -160,7 +168,7 @@ std::vector<at::Tensor> TrainingStep::run_batch(std::int64_t step, const data::G
   const RandomKey key{config_.seed, static_cast<std::uint64_t>(step), 0};
   losses = worker_.executor().train_step(
       config_.schedule, micro_batches, key, loss, [&](int m, int index, at::Tensor gradient) {
-        const int active = active_index[static_cast<std::size_t>(index)];
+        const int active = active_index_[static_cast<std::size_t>(index)];
         if (active >= 0) {
           contributions[static_cast<std::size_t>(active)] += gradient.defined() ? 1 : 0;
           sync_->ready(active, m, std::move(gradient));
@@ -174,68 +182,76 @@ std::vector<at::Tensor> TrainingStep::run_batch(std::int64_t step, const data::G
   return sums;
 }
 
-StepReport TrainingStep::run(std::int64_t step, const data::GlobalBatch& batch, const data::Split& split,
-                             bool stop_requested, bool checks_flow) {
-  const auto& place = worker_.place();
-  const auto num_micro_batches = static_cast<int>(batch.micro_batches.size());
-  const auto range = dist::plan_micro_batches(num_micro_batches, place.num_replicas, place.replica_index);
-  std::vector<MicroBatch> micro_batches;
-  std::int64_t tokens = 0;
-  for (int m = range.first; m < range.end; ++m) {
-    micro_batches.push_back(
-        make_micro_batch(worker_.backbone(), m,
-                         split.collate(batch.micro_batches[static_cast<std::size_t>(m)], config_.data.max_length,
-                                       config_.data.pad_multiple, config_.data.fixed_length)));
-    tokens += micro_batches.back().shape.rows * micro_batches.back().shape.tokens;
+TrainingStep::Gradients TrainingStep::share_out(std::vector<at::Tensor> sums) const {
+  Gradients gradients(objectives_.size());
+  for (std::size_t k = 0; k < objectives_.size(); ++k) {
+    for (const auto updated : objectives_[k].updated()) {
+      gradients[k].push_back(std::move(sums[first_active_[k] + updated]));
+    }
   }
-  Losses losses;
-  auto sums = run_batch(step, batch, split, micro_batches, range, checks_flow, losses);
+  return gradients;
+}
 
-  Exchange exchange(num_micro_batches, tensors_of_stage_);
-  exchange.stop() = stop_requested ? 1 : 0;
-  exchange.tokens() = place.is_first_stage() ? static_cast<double>(tokens) : 0;
+void TrainingStep::fill(Exchange& exchange, const std::vector<MicroBatch>& micro_batches, const Losses& losses,
+                        const Gradients& gradients) const {
+  const auto& place = worker_.place();
+  for (const auto& micro_batch : micro_batches) {
+    // Every stage has them.
+    exchange.tokens() +=
+        place.is_first_stage() ? static_cast<double>(micro_batch.shape.rows * micro_batch.shape.tokens) : 0;
+  }
   for (std::size_t i = 0; i < losses.size(); ++i) {
     for (std::size_t k = 0; k < objectives_.size(); ++k) {
       exchange.loss(k, micro_batches[i].index) = losses[i][k];
     }
   }
-  std::vector<std::vector<at::Tensor>> gradients(objectives_.size());  // as each optimizer has its parameters
-  for (std::size_t k = 0; k < objectives_.size(); ++k) {
-    for (const auto updated : objectives_[k].updated()) {
-      gradients[k].push_back(std::move(sums[first_active_[k] + updated]));
-    }
-    if (place.replica_index == 0) {
-      const auto squared = optim::squared_norms(gradients[k]);
-      const auto& of_stages = tensors_of_stage_[k];
-      double* slot = exchange.norms(k) +
-                     std::accumulate(of_stages.begin(), of_stages.begin() + place.stage_index, std::int64_t{0});
-      for (std::size_t i = 0; i < squared.size(); ++i) {
-        if (!trained_at(first_active_[k] + objectives_[k].updated()[i]).is_copy) {
-          *slot++ = squared[i];
-        }
+  for (std::size_t k = 0; place.replica_index == 0 && k < objectives_.size(); ++k) {
+    const auto squared = optim::squared_norms(gradients[k]);
+    const auto& of_stages = tensors_of_stage_[k];
+    double* slot =
+        exchange.norms(k) + std::accumulate(of_stages.begin(), of_stages.begin() + place.stage_index, std::int64_t{0});
+    for (std::size_t i = 0; i < squared.size(); ++i) {
+      if (!trained_at(first_active_[k] + objectives_[k].updated()[i]).is_copy) {
+        *slot++ = squared[i];
       }
     }
   }
-  worker_.control().all_reduce(exchange.values()).wait();
+}
 
-  StepReport report{.epoch = batch.epoch,
-                    .rows = batch.num_rows,
-                    .tokens = static_cast<std::int64_t>(exchange.tokens()),
-                    .stop_requested = exchange.stop() > 0};
+std::vector<StepReport::OfObjective> TrainingStep::update(std::int64_t step, Exchange& exchange, Gradients& gradients) {
+  std::vector<StepReport::OfObjective> reports;
   for (std::size_t k = 0; k < objectives_.size(); ++k) {
     auto& objective = objectives_[k];
-    const auto& of_stages = tensors_of_stage_[k];
-    const StepReport::OfObjective own{
-        exchange.sum_losses(k),
-        exchange.combine_norms(k, std::accumulate(of_stages.begin(), of_stages.end(), std::int64_t{0})),
-        optim::learning_rate_at(objective.optimizer_config(), step, config_.num_steps)};
-    report.objectives.push_back(own);
+    const StepReport::OfObjective own{exchange.sum_losses(k), exchange.combine_norms(k),
+                                      optim::learning_rate_at(objective.optimizer_config(), step, config_.num_steps)};
+    reports.push_back(own);
     if (objective.is_training() && own.is_finite()) {
       optim::clip_by_norm(gradients[k], own.gradient_norm, objective.optimizer_config().clip_norm);
       objective.optimizer().step(gradients[k], own.learning_rate);
     }
   }
-  return report;
+  return reports;
+}
+
+StepReport TrainingStep::run(std::int64_t step, const data::GlobalBatch& batch, const data::Split& split,
+                             bool stop_requested, bool checks_flow) {
+  const auto& place = worker_.place();
+  const auto num_micro_batches = static_cast<int>(batch.micro_batches.size());
+  const auto range = dist::plan_micro_batches(num_micro_batches, place.num_replicas, place.replica_index);
+  const auto micro_batches = make_micro_batches(batch, split, range);
+  Losses losses;
+  auto gradients = share_out(run_batch(step, batch, split, micro_batches, range, checks_flow, losses));
+
+  Exchange exchange(num_micro_batches, tensors_of_stage_);
+  exchange.stop() = stop_requested ? 1 : 0;
+  fill(exchange, micro_batches, losses, gradients);
+  worker_.control().all_reduce(exchange.values()).wait();
+
+  return {.objectives = update(step, exchange, gradients),
+          .epoch = batch.epoch,
+          .rows = batch.num_rows,
+          .tokens = static_cast<std::int64_t>(exchange.tokens()),
+          .stop_requested = exchange.stop() > 0};
 }
 
 }  // namespace espalier::train

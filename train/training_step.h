@@ -54,12 +54,24 @@ class TrainingStep {
   [[nodiscard]] std::int64_t gradient_bytes() const;
 
  private:
-  using Losses = std::vector<std::vector<double>>;  ///< of the micro-batches of this replica, by objective
-  /// Gradients by place in active_.
+  class Exchange;
+  using Losses = std::vector<std::vector<double>>;         ///< of the micro-batches of this replica, by objective
+  using Gradients = std::vector<std::vector<at::Tensor>>;  ///< by objective, as its optimizer has its parameters
+  /// Those of this replica.
+  [[nodiscard]] std::vector<MicroBatch> make_micro_batches(const data::GlobalBatch& batch, const data::Split& split,
+                                                           dist::MicroBatchRange range) const;
+  /// Gradients by place in active_, summed over the replicas and all places of tied tensors.
   [[nodiscard]] std::vector<at::Tensor> run_batch(std::int64_t step, const data::GlobalBatch& batch,
                                                   const data::Split& split,
                                                   const std::vector<MicroBatch>& micro_batches,
                                                   dist::MicroBatchRange range, bool checks_flow, Losses& losses);
+  [[nodiscard]] Gradients share_out(std::vector<at::Tensor> sums) const;
+  /// Writes what this rank knows of the step.
+  void fill(Exchange& exchange, const std::vector<MicroBatch>& micro_batches, const Losses& losses,
+            const Gradients& gradients) const;
+  /// Clips and updates by what all ranks know; returns loss, norm and learning rate of each objective.
+  [[nodiscard]] std::vector<StepReport::OfObjective> update(std::int64_t step, Exchange& exchange,
+                                                            Gradients& gradients);
   void check_gradient_flow(const std::vector<int>& contributions, bool had_micro_batches) const;
   [[nodiscard]] const peft::TrainedTensor& trained_at(std::size_t active) const;
 
@@ -68,6 +80,7 @@ class TrainingStep {
   std::vector<ObjectiveState>& objectives_;
   std::vector<int> active_;                ///< those of all objectives, one after the other
   std::vector<std::size_t> first_active_;  ///< of each objective, a place in active_
+  std::vector<int> active_index_;          ///< of each trained tensor, its place in active_; -1 for inert ones
   /// By objective and stage: tensors that the global norm counts, for its order.
   std::vector<std::vector<std::int64_t>> tensors_of_stage_;
   std::unique_ptr<dist::GradientSync> sync_;

@@ -25,7 +25,8 @@ std::vector<WorkerObjective> plan_objectives(const WorkerConfig& config) {
   ESPALIER_CHECK(!config.objectives.empty(), "a worker needs an objective");
   std::vector<WorkerObjective> planned;
   for (const auto& objective : config.objectives) {
-    planned.push_back({{.name = objective.name},
+    planned.push_back({objective,
+                       {.name = objective.name},
                        model::read_backbone(config.model.path, objective.head),
                        peft::trained_seed(objective.peft, config.seed)});
   }
@@ -45,15 +46,17 @@ Worker::Worker(const WorkerConfig& config, const Ranks& ranks)
   if (mesh_.place.is_first_stage()) {
     model::refuse_unknown_tensors(backbone(), *weights_);
   }
-  const model::SliceOptions options{compute_type_from(config.model.compute_type),
-                                    device_from(config.model.device, ranks.node_rank), objective().seed};
+  const model::SliceOptions options{.compute_type = compute_type_from(config.model.compute_type),
+                                    .device = device_from(config.model.device, ranks.node_rank),
+                                    .seed = objective().seed,
+                                    .drop_path = config.model.drop_path};
   slice_ = std::make_unique<model::StageSlice>(backbone(), range, *weights_, options);
   if (objectives_.size() == 1 && objective().part.name.empty()) {
-    method_ = peft::make_method(config.objectives.front().peft, *slice_, *weights_, config.seed);
+    method_ = peft::make_method(objective().config.peft, *slice_, *weights_, config.seed);
   } else {
     std::vector<peft::ObjectiveRequest> requests;
-    for (std::size_t k = 0; k < objectives_.size(); ++k) {
-      requests.push_back({objectives_[k].part.name, config.objectives[k].peft, objectives_[k].backbone});
+    for (const auto& objective : objectives_) {
+      requests.push_back({objective.config.name, objective.config.peft, objective.backbone});
     }
     method_ = peft::make_joint_method(requests, *slice_, *weights_, config.seed, config.batched);
   }
@@ -61,7 +64,7 @@ Worker::Worker(const WorkerConfig& config, const Ranks& ranks)
   for (std::size_t k = 0; k < objectives_.size(); ++k) {
     objectives_[k].part = std::move(parts[k]);
   }
-  executor_ = std::make_unique<StageExecutor>(mesh_, *slice_, *method_, range.end);
+  executor_ = std::make_unique<StageExecutor>(mesh_, *slice_, *method_);
   log_debug("worker", "stage {} of {}, replica {} of {}: layers {} to {}", mesh_.place.stage_index,
             mesh_.place.num_stages, mesh_.place.replica_index, mesh_.place.num_replicas, range.first, range.end - 1);
 }
@@ -97,6 +100,21 @@ MicroBatch make_micro_batch(const model::Backbone& backbone, int index, model::N
   model::complete_decoder_inputs(backbone, inputs);
   const auto shape = model::batch_shape(backbone, inputs);
   return {index, std::move(inputs), shape};
+}
+
+MicroBatch make_micro_batch(const model::Backbone& backbone, int index, const data::Split& split,
+                            const std::vector<std::int64_t>& rows, const data::DataConfig& config) {
+  return make_micro_batch(backbone, index,
+                          split.collate(rows, config.max_length, config.pad_multiple, config.fixed_length));
+}
+
+std::vector<data::DatasetInfo> Worker::datasets() const {
+  std::vector<data::DatasetInfo> datasets;
+  datasets.reserve(objectives_.size());
+  for (const auto& objective : objectives_) {
+    datasets.push_back(objective.config.data);
+  }
+  return datasets;
 }
 
 std::span<const peft::TrainedTensor> Worker::trained(std::size_t objective) const {

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "data/dataset.h"
 #include "data/sampler.h"
 #include "dist/mesh.h"
 #include "peft/method.h"
@@ -40,18 +41,14 @@ std::unique_ptr<model::WeightSource> open_weights(const ModelConfig& config, con
 
 /// Collated host tensors with the shape that carries are planned from.
 MicroBatch make_micro_batch(const model::Backbone& backbone, int index, model::NamedTensors inputs);
+/// Rows of a split, collated as the options say: how a dataset gets to the executor.
+MicroBatch make_micro_batch(const model::Backbone& backbone, int index, const data::Split& split,
+                            const std::vector<std::int64_t>& rows, const data::DataConfig& config);
 
 /// Scalars of the whole model, over all stages of one replica; tied ones once, buffers not.
 struct ParameterCount {
   std::vector<std::int64_t> trained;  ///< by objective
   std::int64_t frozen = 0;
-};
-
-/// What the worker holds of one objective.
-struct WorkerObjective {
-  peft::Objective part;      ///< of its method
-  model::Backbone backbone;  ///< with the objective's head
-  std::uint64_t seed = 0;    ///< of what trains
 };
 
 class Worker {
@@ -66,6 +63,8 @@ class Worker {
   [[nodiscard]] StageExecutor& executor() { return *executor_; }
   [[nodiscard]] std::size_t num_objectives() const { return objectives_.size(); }
   [[nodiscard]] const WorkerObjective& objective(std::size_t index = 0) const { return objectives_[index]; }
+  /// Of each objective, the dataset with the labels that it learns, as its ObjectiveConfig has it.
+  [[nodiscard]] std::vector<data::DatasetInfo> datasets() const;
   /// With the head of the first objective.
   [[nodiscard]] const model::Backbone& backbone() const { return objectives_.front().backbone; }
   /// Of the whole model.

@@ -14,14 +14,12 @@ namespace {
 
 using ::testing::HasSubstr;
 
-TEST(Agree, AnyIsTrueEverywhereWhenOneRankSaysSoAndAllOnlyWhenEveryRankDoes) {
+TEST(Agree, AnyIsTrueEverywhereWhenOneRankSaysSo) {
   for (int num_ranks = 1; num_ranks <= 4; ++num_ranks) {
     run_ranks(num_ranks, [](Communicator& world) {
       const int last = world.num_ranks() - 1;
       EXPECT_FALSE(agree_any(world, false));
       EXPECT_TRUE(agree_any(world, world.rank() == last));
-      EXPECT_TRUE(agree_all(world, true));
-      EXPECT_FALSE(agree_all(world, world.rank() != last));
     });
   }
 }
@@ -66,6 +64,31 @@ TEST(RequireAll, KeepsEveryExitCodeAndNeverTakesAFailureForSuccess) {
       EXPECT_EQ(exit_code_of(error), kept);
     }
   }
+}
+
+TEST(Together, ThrowsOnEveryRankWhatOneRankThrewUnderItsOwnCode) {
+  run_ranks(3, [](Communicator& world) {
+    int runs = 0;
+    together(world, "counting", [&] { ++runs; });
+    EXPECT_EQ(runs, 1);
+    try {
+      const auto fail = [&] {
+        if (world.rank() == 2) throw ConfigError("it is a file");
+      };
+      together(world, "writing", fail, ExitCode::kStorage);
+      ADD_FAILURE() << "rank " << world.rank() << " did not throw";
+    } catch (const ConfigError& error) {
+      EXPECT_STREQ(error.what(), "writing failed on rank 2: it is a file");
+      EXPECT_NE(dynamic_cast<const Agreed*>(&error), nullptr);
+    }
+  });
+}
+
+TEST(Together, GivesAForeignExceptionTheCodeThatTheCallerNames) {
+  SoloCommunicator world;
+  const auto fail = [] { throw std::runtime_error(""); };
+  EXPECT_THROW(together(world, "writing", fail, ExitCode::kStorage), IoError);
+  EXPECT_THROW(together(world, "computing", fail), InternalError);
 }
 
 TEST(BroadcastText, CarriesAnyBytesFromAnyRoot) {

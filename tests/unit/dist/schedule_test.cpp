@@ -129,10 +129,8 @@ class Simulation {
     }
     const Action action = stage.plan[stage.next++];
     if (action.kind == ActionKind::kForward) {
-      if (kind_ != ScheduleKind::kForwardOnly) {
-        stage.live.insert(action.micro_batch);
-        stage.max_live = std::max(stage.max_live, static_cast<int>(stage.live.size()));
-      }
+      stage.live.insert(action.micro_batch);
+      stage.max_live = std::max(stage.max_live, static_cast<int>(stage.live.size()));
     } else if (stage.live.erase(action.micro_batch) == 0) {
       stage.error = "stage " + std::to_string(i) + ": backward before forward";
     }
@@ -155,7 +153,7 @@ class Simulation {
   std::map<std::tuple<int, int, ActionKind>, std::vector<int>> posted_;  // sender, receiver, kind
 };
 
-constexpr ScheduleKind kKinds[] = {ScheduleKind::k1F1B, ScheduleKind::kGPipe, ScheduleKind::kForwardOnly};
+constexpr ScheduleKind kKinds[] = {ScheduleKind::k1F1B, ScheduleKind::kGPipe};
 
 TEST(Schedule, NoPlanDeadlocksAndEveryBoundIsMet) {
   for (const ScheduleKind kind : kKinds) {
@@ -189,7 +187,7 @@ TEST(Schedule, RunsEveryForwardAndBackwardOnceAndBackwardsInAscendingOrder) {
             expected.push_back(i);
           }
           ASSERT_EQ(forwards, expected);
-          ASSERT_EQ(backwards, kind == ScheduleKind::kForwardOnly ? std::vector<int>() : expected);
+          ASSERT_EQ(backwards, expected);
         }
       }
     }
@@ -210,7 +208,7 @@ TEST(Schedule, NamesGoBothWaysAndAnUnknownOneIsRefusedWithTheKnownOnes) {
     (void)schedule_kind_from("zigzag");
     ADD_FAILURE();
   } catch (const ConfigError& error) {
-    EXPECT_THAT(error.what(), HasSubstr("1f1b, gpipe, forward_only"));
+    EXPECT_THAT(error.what(), HasSubstr("parallel.schedule: expected one of 1f1b, gpipe"));
     EXPECT_THAT(error.what(), HasSubstr("zigzag"));
   }
 }

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "data/dataset.h"
+#include "model/input_names.h"
 #include "peft/lst_pruning.h"
 #include "tiny_dataset.h"
 #include "tiny_model.h"
@@ -17,12 +18,14 @@ namespace {
 class FisherStart : public testing::TestWithParam<const char*>, protected TrainingRuns {
  protected:
   FisherStart() {
-    const bool is_t5 = GetParam() == std::string("t5");
+    const bool is_visual = GetParam() == std::string("clip_t5");
+    const bool is_t5 = is_visual || GetParam() == std::string("t5");
     request_.model = write_tiny_model(
         {.family = GetParam(), .num_blocks = 3, .num_decoder_blocks = 2, .width = 16, .heads = 2, .ff = 24},
         folder_ / "model");
-    request_.dataset = write_tiny_dataset({.task = is_t5 ? "seq2seq" : "classification", .num_rows = 90, .longest = 12},
-                                          folder_ / "data.h5");
+    request_.dataset = write_tiny_dataset(
+        {.task = is_t5 ? "seq2seq" : "classification", .num_rows = 90, .longest = 12, .is_visual = is_visual},
+        folder_ / "data.h5");
     request_.peft.method = "lst";
     request_.peft.lst = {.reduction = 2, .side_initial = "fisher", .fisher_rows = 37};
     request_.steps = 2;
@@ -42,17 +45,29 @@ TEST_P(FisherStart, IsTheSameOnEveryLayout) {
   EXPECT_NE(run("magnitude", {1, 1}).losses, expected.losses);
 }
 
-/// Squared gradients of one row after the other, added up in double by plain full fine-tuning on one stage.
-std::map<std::string, at::Tensor> importance_by_the_book(const model::Backbone& backbone,
-                                                         const model::WeightSource& weights,
+TEST_P(FisherStart, IsMeasuredInFp32WhateverTheWorkerComputesIn) {
+  request_.steps = 1;  // whose learning rate is 0, so that what is trained is the start
+  const auto expected = run("fp32", {1, 1});
+  request_.compute_type = "bf16";
+  const auto found = run("bf16", {1, 1});
+  EXPECT_NE(found.losses, expected.losses);
+  for (const auto& [name, tensor] : expected.trained) EXPECT_TRUE(at::equal(found.trained.at(name), tensor)) << name;
+}
+
+/// Squared gradients of one row after the other, added up in double by plain full fine-tuning on one stage; of the text
+/// alone where there are images.
+std::map<std::string, at::Tensor> importance_by_the_book(model::Backbone backbone, const model::WeightSource& weights,
                                                          const data::Dataset& dataset,
                                                          const std::vector<std::int64_t>& rows) {
+  if (auto& embedding = backbone.chain.front().embedding) embedding->visual.reset();
   model::StageSlice slice(backbone, {0, backbone.num_layers()}, weights, {.seed = 7});
   const auto full = peft::make_method({.method = "full"}, slice, weights, 0);
   const auto& split = dataset.split("train");
   std::map<std::string, at::Tensor> sums;
   for (const auto row : rows) {
-    const auto micro_batch = train::make_micro_batch(backbone, 0, split.collate({row}, 512, 8, 0));
+    auto inputs = split.collate({row}, 512, 8, 0);
+    for (const auto* name : model::kVisualInputs) inputs.erase(name);
+    const auto micro_batch = train::make_micro_batch(backbone, 0, inputs);
     auto result = full->forward({}, slice.prepare(micro_batch.inputs), {}, /*keeps_pass=*/true);
     const at::Tensor logits = result.outgoing.at("logits").detach().requires_grad_();
     const at::AutoGradMode with_gradient(true);
@@ -112,7 +127,7 @@ TEST_P(FisherStart, KeepsTheRowsOfLargestSummedSquaredGradient) {
   EXPECT_GT(compared, 30);
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, FisherStart, testing::Values("bert", "t5"),
+INSTANTIATE_TEST_SUITE_P(Families, FisherStart, testing::Values("bert", "t5", "clip_t5"),
                          [](const auto& tested) { return std::string(tested.param); });
 
 }  // namespace

@@ -107,6 +107,24 @@ TEST(Training, StopsEarlyWithoutABetterEvaluation) {
   EXPECT_EQ(outcome.summary.at("steps").get<int>(), 8);
 }
 
+TEST(Training, SaysSoWhenTheWarmUpNeverEnds) {
+  const TemporaryFolder folder;
+  RunRequest request;
+  request.model = write_tiny_model({}, folder / "model");
+  request.dataset = write_tiny_dataset({}, folder / "data.h5");
+  request.peft.method = "probe";
+  request.pooling = "mean";
+  for (const int steps : {1, 2}) {
+    request.steps = steps;  // of which the default warms up one
+    request.folder = folder / std::to_string(steps);
+    testing::internal::CaptureStderr();
+    static_cast<void>(run_training(request, {2, 1}));
+    const auto said = testing::internal::GetCapturedStderr();
+    EXPECT_EQ(said.find("the warm-up covers the whole run of 1 steps") != std::string::npos, steps == 1) << said;
+    EXPECT_EQ(said.find("warm-up"), said.rfind("warm-up covers")) << "once, of all ranks";
+  }
+}
+
 TEST(Training, RegressionReportsCorrelations) {
   const TemporaryFolder folder;
   RunRequest request;
@@ -115,7 +133,9 @@ TEST(Training, RegressionReportsCorrelations) {
   request.folder = folder / "run";
   request.peft.method = "lst";
   const auto outcome = run_training(request, {2, 1});
-  EXPECT_TRUE(outcome.summary.at("test").contains("spearman"));
+  for (const auto* metric : {"spearman", "pearson", "correlation"}) {
+    EXPECT_TRUE(outcome.summary.at("test").contains(metric)) << metric;
+  }
   EXPECT_LT(outcome.losses.back(), outcome.losses.front());
 }
 

@@ -103,5 +103,24 @@ TEST(MeftCuts, OfAnAnchoredInversionAreAlikeWhereStagesBeginAtAnchors) {
   EXPECT_THROW(run_training(request, {4, 1}), ConfigError);
 }
 
+TEST(MeftSummary, HasTheLargestInversionErrorOfAllRanks) {
+  const TemporaryFolder folder;
+  RunRequest request;
+  request.model = write_tiny_model({.num_blocks = 4}, folder / "model");
+  request.dataset = write_tiny_dataset({}, folder / "data.h5");
+  request.steps = 1;
+  request.peft.method = "meft";
+  request.peft.meft.rank = 4;
+  request.folder = folder / "exact";
+  EXPECT_EQ(run_training(request, {2, 1}).summary.at("inversion_error").get<double>(), 0);
+  request.peft.meft.inversion = "float";
+  request.peft.meft.error_limit = 1;
+  request.folder = folder / "float";
+  EXPECT_GT(run_training(request, {1, 1}).summary.at("inversion_error").get<double>(), 0);
+  request.peft.method = "lora";
+  request.folder = folder / "lora";
+  EXPECT_FALSE(run_training(request, {1, 1}).summary.contains("inversion_error"));
+}
+
 }  // namespace
 }  // namespace espalier::test

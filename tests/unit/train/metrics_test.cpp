@@ -3,11 +3,14 @@
 #include "train/metrics.h"
 
 #include <ATen/ATen.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "common/error.h"
+#include "train/config.h"
 
 namespace espalier::train {
 namespace {
@@ -26,6 +29,7 @@ TEST(Metrics, AgreeWithHandCountsForTwoClasses) {
   const auto metrics = compute_metrics(data::TaskKind::kClassification, logits_of({1, 1, 1, 0, 0, 1, 0, 0}, 2), labels);
   EXPECT_DOUBLE_EQ(metrics.at("accuracy"), 5.0 / 8);
   EXPECT_DOUBLE_EQ(metrics.at("f1"), 6.0 / 9);
+  EXPECT_DOUBLE_EQ(metrics.at("accuracy_f1"), (5.0 / 8 + 6.0 / 9) / 2);
   EXPECT_NEAR(metrics.at("matthews"), (3.0 * 2 - 1.0 * 2) / std::sqrt(4.0 * 5 * 3 * 4), 1e-12);
   EXPECT_DOUBLE_EQ(metrics.at("majority"), 5.0 / 8);
 }
@@ -51,16 +55,48 @@ TEST(Metrics, SpearmanSharesTheRanksOfTies) {
   // Ranks 1, 2.5, 2.5, 4 against 1, 2, 4, 3: covariance 3, variances 4.5 and 5.
   EXPECT_NEAR(metrics.at("spearman"), 3.0 / std::sqrt(4.5 * 5.0), 1e-12);
   EXPECT_NEAR(metrics.at("pearson"), 18.75 / std::sqrt(4.75 * 218.75), 1e-12);
+  EXPECT_NEAR(metrics.at("correlation"), (3.0 / std::sqrt(4.5 * 5.0) + 18.75 / std::sqrt(4.75 * 218.75)) / 2, 1e-12);
 }
 
 TEST(Metrics, TheDecidingMetricMustFitTheTask) {
   EXPECT_NO_THROW(require_metric(data::TaskKind::kRegression, "pearson"));
+  EXPECT_NO_THROW(require_metric(data::TaskKind::kRegression, "correlation"));
+  EXPECT_NO_THROW(require_metric(data::TaskKind::kClassification, "accuracy_f1"));
   EXPECT_THROW(require_metric(data::TaskKind::kRegression, "accuracy"), ConfigError);
   EXPECT_NO_THROW(require_metric(data::TaskKind::kSeq2Seq, "perplexity"));
   EXPECT_THROW(require_metric(data::TaskKind::kSeq2Seq, "accuracy"), ConfigError);
   EXPECT_TRUE(is_better("loss", 0.1, 0.2));
   EXPECT_TRUE(is_better("perplexity", 2, 3));
   EXPECT_TRUE(is_better("accuracy", 0.2, 0.1));
+}
+
+constexpr data::TaskKind kTasks[] = {data::TaskKind::kClassification,     data::TaskKind::kRegression,
+                                     data::TaskKind::kMultiLabel,         data::TaskKind::kSeq2Seq,
+                                     data::TaskKind::kCausalLm,           data::TaskKind::kMultipleChoice,
+                                     data::TaskKind::kImageClassification};
+
+bool has_metric(data::TaskKind task, const std::string& metric) {
+  try {
+    require_metric(task, metric);
+    return true;
+  } catch (const ConfigError&) {
+    return false;
+  }
+}
+
+TEST(Metrics, TheOptionTakesEachThatDecidesForSomeTask) {
+  TrainConfig config;
+  OptionTable table;
+  describe(table, config);
+  for (const auto& metric : deciding_metrics()) {
+    EXPECT_TRUE(std::ranges::any_of(kTasks, [&](data::TaskKind task) { return has_metric(task, metric); })) << metric;
+    table.read_text("[train]\nbest_metric = " + metric, metric);
+    EXPECT_EQ(config.best_metric, metric);
+  }
+  for (const auto task : kTasks) {
+    EXPECT_THAT(deciding_metrics(), testing::Contains(default_metric(task)));
+  }
+  EXPECT_THAT(deciding_metrics(), testing::IsSupersetOf({"perplexity", "token_accuracy", "accuracy_norm"}));
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <ATen/record_function.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 #include <set>
 
@@ -84,6 +85,43 @@ TEST_F(Objectives, EndAloneWhenOneDiverges) {
   EXPECT_LT(diverged.losses.size(), 20);
   request_.objectives.erase(request_.objectives.begin() + 1);
   expect_as_alone(joint, "joint");
+}
+
+TEST_F(Objectives, KeepTheirBestWhenTheLastThatTrainsDiverges) {
+  request_.objectives.resize(2);
+  request_.evaluate_every_steps = 2;
+  request_.patience = 2;
+  request_.best_metric = "loss";
+  request_.objectives[0].optimizer.learning_rate = 1e-3;
+  request_.objectives[1].optimizer.learning_rate = 1e-12;
+  request_.stop_at_step = 6;
+  const auto before = run("run", {2, 1});
+  ASSERT_EQ(share_of(before, "narrow", folder_ / "run").summary.at("ended").at("reason"), "no better evaluation");
+  ASSERT_FALSE(share_of(before, "wide", folder_ / "run").summary.contains("ended"));
+  request_.stop_at_step = 0;
+  request_.objectives[0].optimizer.learning_rate = 1e30;
+  request_.objectives[0].optimizer.clip_norm = 0;
+  const auto outcome = run("run", {2, 1});
+  EXPECT_LT(outcome.summary.at("steps").get<int>(), 20);
+  const auto diverged = share_of(outcome, "wide", folder_ / "run");
+  EXPECT_EQ(diverged.summary.at("ended").at("reason"), "diverged");
+  EXPECT_LE(diverged.summary.at("best").at("step").get<int>(), 6);
+  for (const std::string name : {"wide", "narrow"}) {
+    const auto own = share_of(outcome, name, folder_ / "run");
+    EXPECT_TRUE(std::isfinite(own.summary.at("test").at("loss").get<double>())) << name;
+    for (const auto& [tensor_name, tensor] : own.trained) {
+      EXPECT_LT(tensor.abs().max().item<double>(), 1e3) << "the best, not the last: " << name << ", " << tensor_name;
+    }
+  }
+}
+
+TEST_F(Objectives, StopTheRunWhenAllDiverge) {
+  request_.objectives.resize(2);
+  for (auto& objective : request_.objectives) {
+    objective.optimizer.learning_rate = 1e30;
+    objective.optimizer.clip_norm = 0;
+  }
+  EXPECT_THROW(run("run", {1, 1}), NumericError);
 }
 
 TEST_F(Objectives, LosePatienceEachForItself) {

@@ -53,6 +53,7 @@ RunOutcome run_training(RunRequest request, Layout layout) {
     model.path = request.model;
     model.pooling = request.pooling;
     model.device = request.device;
+    model.compute_type = request.compute_type;
     const auto dataset = data::Dataset::open(request.dataset);
     auto objectives = request.objectives;
     if (objectives.empty()) {
@@ -66,7 +67,6 @@ RunOutcome run_training(RunRequest request, Layout layout) {
     train::TrainerConfig config;
     config.data.global_batch_size = 12;
     config.data.micro_batch_size = 3;
-    config.objectives = objectives;
     config.gradient_sync.strategy = request.strategy;
     config.gradient_sync.bucket_bytes = 4096;
     config.parallel = parallel;
