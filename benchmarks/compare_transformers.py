@@ -28,8 +28,8 @@ CASES = {
     # Aims: short PyTorch versions of these methods, measured once beside that LoRA.
     "bitfit": (["--peft.method=bitfit"], None, ("lora", 1.00)),
     "rosa": (["--peft.method=rosa"], None, ("lora", 1.04)),
-    "meft, rank 8": (["--peft.method=meft"], None, ("lora", 1.76)),
-    "meft, rank 64": (["--peft.method=meft", "--peft.meft.rank=64"], None, ("lora", 1.77)),
+    "meft, rank 8": (["--peft.method=meft", "--peft.meft.pooler_trained=true"], None, ("lora", 1.76)),
+    "meft, rank 64": (["--peft.method=meft", "--peft.meft.pooler_trained=true", "--peft.meft.rank=64"], None, ("lora", 1.77)),
     "last": (["--peft.method=last"], None, None),
     "adapter": (["--peft.method=adapter"], None, None),
     "prompt": (["--peft.method=prompt"], None, None),
