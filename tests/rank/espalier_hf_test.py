@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """tools/espalier_hf, an implementation of its own, computes with transformers what the program computes with the same adapter."""
 
+import json
 import sys
 import tempfile
 import unittest
@@ -111,7 +112,7 @@ class EspalierHf(unittest.TestCase):
     def test_attaches_adapters(self) -> None:
         for name in ("bert_1", "roberta_1", "vit_1", "gpt2_1", "opt_1", "t5_1", "bart_1", "llama_1"):
             self.check(name, "adapter", "--peft.adapter.norms_trained=true")
-            self.check(name, "adapter", "--peft.adapter.placement=parallel", "--peft.adapter.activation=relu")
+            self.check(name, "adapter", "--peft.adapter.placement=parallel", "--peft.adapter.activation=relu", "--peft.adapter.scale=4")
         for name in ("t5_1", "bart_1"):
             self.check(name, "adapter", "--peft.adapter.cross_attention=true")
 
@@ -126,13 +127,26 @@ class EspalierHf(unittest.TestCase):
         self.check("gpt2_1", "lora", "--peft.lora.biases=all", "--peft.lora.rank_stabilized=true", "--peft.lora.targets=attention.key,decoder.0.feed_forward.up")
         for name in ("roberta_1", "gpt2_1"):
             self.check(name, "rosa", "--peft.rosa.every_steps=2")
+            self.check(name, "rosa", "--peft.rosa.biases=all")
+        self.check("gpt2_1", "rosa", "--peft.rosa.targets=attention.query_key_value,attention.output", "--peft.rosa.biases=targets")
+
+    def test_attaches_every_weight(self) -> None:
+        for name in ("roberta_1", "vit_1", "gpt2_1", "opt_2", "llama_1", "bart_1", "t5_1", "t5_2"):
+            self.check(name, "full")
+
+    def test_pools_by_mean(self) -> None:
+        for name, method in (("bert_1", "lst"), ("bert_1", "prompt"), ("roberta_1", "last"), ("vit_1", "last"), ("vit_1", "lst"), ("llama_4", "lora")):
+            self.check(name, method, "--model.pooling=mean")
+        for name, method in (("gpt2_1", "prompt"), ("opt_1", "last"), ("t5_1", "lst"), ("bart_1", "adapter")):
+            self.check(name, method, "--model.pooling=mean", task="classification")
 
     def test_generates_what_the_logits_of_the_whole_text_say(self) -> None:
-        for method in ("last", "lst", "meft"):
-            run = self.program.train(f"generates_{method}", GOLDEN / "gpt2_1", "causal_lm", f"--peft.method={method}", *SMALL[method])
-            model = espalier_hf.attach(CLASSES["causal_lm"].from_pretrained(GOLDEN / "gpt2_1"), run / "adapter")
-            text = torch.from_numpy(make_inputs(GOLDEN / "gpt2_1", "causal_lm")["input_ids"][:1])
-            with self.subTest(method=method), torch.no_grad():
+        cases = [("gpt2_1", method) for method in ("last", "lst", "meft", "prompt")] + [("llama_1", "prompt")]
+        for name, method in cases:
+            run = self.program.train(f"generates_{name}_{method}", GOLDEN / name, "causal_lm", f"--peft.method={method}", *SMALL[method])
+            model = espalier_hf.attach(CLASSES["causal_lm"].from_pretrained(GOLDEN / name), run / "adapter")
+            text = torch.from_numpy(make_inputs(GOLDEN / name, "causal_lm")["input_ids"][:1])
+            with self.subTest(model=name, method=method), torch.no_grad():
                 found = model.generate(text, attention_mask=torch.ones_like(text), max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)
                 for _ in range(8):
                     text = torch.cat([text, model(input_ids=text).logits[:, -1:].argmax(-1)], 1)
@@ -147,10 +161,25 @@ class EspalierHf(unittest.TestCase):
         wide = CLASSES["classification"].from_pretrained(GOLDEN / "bert_1", num_labels=7, ignore_mismatched_sizes=True)
         with self.assertRaisesRegex(espalier_hf.AdapterError, "as many labels"):
             espalier_hf.attach(wide, run / "adapter")
-        description = run / "adapter" / "adapter.json"
-        description.write_text(description.read_text().replace('"format_version":1', '"format_version":2').replace('"format_version": 1', '"format_version": 2'))
-        with self.assertRaisesRegex(espalier_hf.AdapterError, "version 1"):
-            espalier_hf.read_adapter(run / "adapter")
+        bare = transformers.AutoModel.from_pretrained(GOLDEN / "bert_1")
+        with self.assertRaisesRegex(espalier_hf.AdapterError, "found none"):
+            espalier_hf.attach(bare, run / "adapter")
+        with self.assertRaisesRegex(espalier_hf.AdapterError, "expected an adapter folder"):
+            espalier_hf.read_adapter(run / "absent")
+
+    def test_refuses_folders_that_are_no_adapter_by_name(self) -> None:
+        run = self.program.train("damaged", GOLDEN / "bert_1", "classification", "--peft.method=probe", steps=1)
+        file = run / "adapter" / "adapter.json"
+        text = file.read_text()
+        description = json.loads(text)
+        cases = {"version 1": json.dumps(description | {"format_version": 2}), "expected JSON": text[:-9], "expected format": "[]",
+                 "expected the key 'tensors'": json.dumps({key: value for key, value in description.items() if key != "tensors"}),
+                 "found none": json.dumps(description | {"tensors": description["tensors"] | {"file": "absent"}}),
+                 "expected 1 bytes": json.dumps(description | {"tensors": description["tensors"] | {"bytes": 1}})}
+        for complaint, damaged in cases.items():
+            file.write_text(damaged)
+            with self.subTest(complaint=complaint), self.assertRaisesRegex(espalier_hf.AdapterError, complaint):
+                espalier_hf.read_adapter(run / "adapter")
 
 
 if __name__ == "__main__":

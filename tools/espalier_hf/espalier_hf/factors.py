@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
-from espalier_hf.adapter import Adapter
+from espalier_hf.adapter import Adapter, AdapterError
 from espalier_hf.calls import on_input, on_output
 from espalier_hf.families import Family, Spot, blocks_of
 
@@ -64,7 +64,7 @@ def activation_of(model: nn.Module) -> str:
     for key in ("hidden_act", "activation_function", "dense_act_fn"):
         if hasattr(model.config, key):
             return getattr(model.config, key)
-    raise AttributeError("the config names no activation")
+    raise AdapterError("expected a config that names an activation, found none")
 
 
 def follow(block: nn.Module, spot: Spot, bottleneck: Bottleneck) -> None:
@@ -72,16 +72,17 @@ def follow(block: nn.Module, spot: Spot, bottleneck: Bottleneck) -> None:
     on_output(block.get_submodule(spot.path), lambda _, output: output + bottleneck(output))
 
 
-def run_beside_feed_forward(block: nn.Module, roles: dict[str, Spot], bottleneck: Bottleneck) -> None:
-    """What the feed-forward reads, through the bottleneck, is added to what it gives."""
+def run_beside_feed_forward(block: nn.Module, roles: dict[str, Spot], bottleneck: Bottleneck, scale: float = 1.0) -> None:
+    """What the feed-forward reads, through the bottleneck and times `scale`, is added to what it gives."""
     read: list[torch.Tensor] = []
     on_input(block.get_submodule(roles["feed_forward.up"].path), lambda call: read.append(next(iter(call.values()))))
-    on_output(block.get_submodule(roles["feed_forward.down"].path), lambda _, output: output + bottleneck(read.pop()).view(output.shape))
+    on_output(block.get_submodule(roles["feed_forward.down"].path), lambda _, output: output + scale * bottleneck(read.pop()).view(output.shape))
 
 
 def attach_bottlenecks(model: nn.Module, family: Family, adapter: Adapter) -> set[str]:
     activation = adapter.options["activation"]
     activation = activation_of(model) if activation == "model" else activation
+    scale = float(adapter.options.get("scale", 1))  # older adapters have none
     for stack in family.stacks:
         for number, block in enumerate(blocks_of(model, stack)):
             name = f"{stack.name}.{number}.adapter"
@@ -90,5 +91,5 @@ def attach_bottlenecks(model: nn.Module, family: Family, adapter: Adapter) -> se
                 if adapter.has(f"{name}.{place}."):
                     follow(block, stack.roles[role], Bottleneck(adapter, f"{name}.{place}", activation))
             if adapter.has(f"{name}.parallel."):
-                run_beside_feed_forward(block, stack.roles, Bottleneck(adapter, f"{name}.parallel", activation))
+                run_beside_feed_forward(block, stack.roles, Bottleneck(adapter, f"{name}.parallel", activation), scale)
     return {name for name in adapter.tensors if ".adapter." in name}

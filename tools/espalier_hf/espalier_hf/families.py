@@ -36,8 +36,8 @@ class Stack:
 @dataclass(frozen=True)
 class Family:
     stacks: tuple[Stack, ...]
-    others: dict[str, str]  # canonical layer and role -> path, from the base model
-    head: dict[str, str]  # role -> path, from the whole model
+    others: dict[str, str]  # canonical layer and role -> path of a module or of a bare parameter, from the base model
+    head: dict[str, str]  # role -> path, from the whole model; of a language model "output"
     side_sizes: tuple[str, ...]  # numbers of the config that a side network divides
 
 
@@ -52,8 +52,8 @@ _VIT = _spots(attention__query="attention.q_proj", attention__key="attention.k_p
               attention__output="attention.o_proj", attention__norm="layernorm_before", feed_forward__up="mlp.fc1",
               feed_forward__down="mlp.fc2", feed_forward__norm="layernorm_after")
 _GPT2 = _spots(attention__output="attn.c_proj", attention__norm="ln_1", feed_forward__up="mlp.c_fc", feed_forward__down="mlp.c_proj",
-               feed_forward__norm="ln_2") | {f"attention.{role}": Spot("attn.c_attn", part, 3)
-                                             for part, role in enumerate(("query", "key", "value"))}
+               feed_forward__norm="ln_2", attention__query_key_value="attn.c_attn")
+_GPT2 |= {f"attention.{role}": Spot("attn.c_attn", part, 3) for part, role in enumerate(("query", "key", "value"))}
 _LLAMA = _spots(attention__query="self_attn.q_proj", attention__key="self_attn.k_proj", attention__value="self_attn.v_proj",
                 attention__output="self_attn.o_proj", attention__norm="input_layernorm", feed_forward__gate="mlp.gate_proj",
                 feed_forward__up="mlp.up_proj", feed_forward__down="mlp.down_proj", feed_forward__norm="post_attention_layernorm")
@@ -96,38 +96,47 @@ def family_of(model: nn.Module) -> Family:
         return _bert({"dense": "classifier.dense", "classifier": "classifier.out_proj"})
     if kind == "vit":
         return Family((Stack("encoder", "layers", _VIT, "layernorm", attention="attention"),),
-                      {"embedding.projection": "embeddings.patch_embeddings.projection", "encoder_final.norm": "layernorm"},
+                      {"embedding.class_token": "embeddings.cls_token", "embedding.position": "embeddings.position_embeddings",
+                       "embedding.projection": "embeddings.patch_embeddings.projection", "encoder_final.norm": "layernorm"},
                       {"classifier": "classifier"}, _BERT_SIZES)
     if kind == "gpt2":
         return Family((Stack("decoder", "h", _GPT2, "ln_f", True, "attn"),),
-                      {"embedding.token": "wte", "embedding.position": "wpe", "decoder_final.norm": "ln_f"}, {"classifier": "score"},
+                      {"embedding.token": "wte", "embedding.position": "wpe", "decoder_final.norm": "ln_f"}, {"classifier": "score", "output": "lm_head"},
                       ("n_embd", "n_inner"))
     if kind in ("llama", "mistral"):
         return Family((Stack("decoder", "layers", _LLAMA, "norm", True, "self_attn"),),
-                      {"embedding.token": "embed_tokens", "decoder_final.norm": "norm"}, {"classifier": "score"},
+                      {"embedding.token": "embed_tokens", "decoder_final.norm": "norm"}, {"classifier": "score", "output": "lm_head"},
                       ("hidden_size", "intermediate_size", "head_dim"))
     if kind == "opt":
         final = "decoder.final_layer_norm" if config.do_layer_norm_before else None
         projection = "decoder.project_out" if config.word_embed_proj_dim != config.hidden_size else None
         return Family((Stack("decoder", "decoder.layers", _OPT, final, True, "self_attn", not config.do_layer_norm_before, projection),),
                       {"embedding.token": "decoder.embed_tokens", "embedding.position": "decoder.embed_positions",
-                       "decoder_final.norm": "decoder.final_layer_norm"}, {"classifier": "score"}, ("hidden_size", "ffn_dim"))
-    sequence_head = {"dense": "classification_head.dense", "classifier": "classification_head.out_proj"}
+                       "embedding.projection": "decoder.project_in", "decoder_final.norm": "decoder.final_layer_norm",
+                       "decoder_final.projection": "decoder.project_out"}, {"classifier": "score", "output": "lm_head"},
+                      ("hidden_size", "ffn_dim"))
+    sequence_head = {"dense": "classification_head.dense", "classifier": "classification_head.out_proj", "output": "lm_head"}
     if kind == "bart":
         return Family((Stack("encoder", "encoder.layers", _BART), Stack("decoder", "decoder.layers", _BART, is_causal=True)),
-                      {"embedding.norm": "encoder.layernorm_embedding", "decoder_embedding.norm": "decoder.layernorm_embedding"},
+                      {"embedding.token": "shared", "embedding.position": "encoder.embed_positions",
+                       "embedding.norm": "encoder.layernorm_embedding", "decoder_embedding.position": "decoder.embed_positions",
+                       "decoder_embedding.norm": "decoder.layernorm_embedding"},
                       sequence_head, ("d_model", "encoder_ffn_dim", "decoder_ffn_dim"))
     if kind == "t5":
         return Family((Stack("encoder", "encoder.block", _t5(1, config.is_gated_act), "encoder.final_layer_norm"),
                        Stack("decoder", "decoder.block", _t5(2, config.is_gated_act), "decoder.final_layer_norm", True)),
-                      {"encoder_final.norm": "encoder.final_layer_norm", "decoder_final.norm": "decoder.final_layer_norm"},
+                      {"embedding.token": "shared", "encoder_final.norm": "encoder.final_layer_norm",
+                       "decoder_final.norm": "decoder.final_layer_norm"},
                       sequence_head, ("d_model", "d_kv", "d_ff"))
     raise AdapterError(f"expected a model of a family that Espalier trains, found {kind}")
 
 
 def put(root: nn.Module, spot: Spot, kind: str, value: torch.Tensor) -> None:
     """Copies a weight or bias into its place; a linear's weight is [out, in]."""
-    module = root.get_submodule(spot.path)
+    try:
+        module = root.get_submodule(spot.path)
+    except AttributeError as error:
+        raise AdapterError(f"expected a model with {spot.path}, found none; is this the class of model with the head of the training?") from error
     target = getattr(module, kind, None)
     if target is None:
         raise AdapterError(f"expected {spot.path} to have a {kind}, found none")
@@ -146,14 +155,19 @@ def put_plain(model: nn.Module, family: Family, name: str, value: torch.Tensor) 
     """Copies a trained weight of the model itself: "encoder.3.attention.query.bias", "head.classifier.weight"."""
     place, kind = name.rsplit(".", 1)
     layer, _, role = place.partition(".")
-    if layer == "head":
+    if layer == "head" and role in family.head:
         return put(model, Spot(family.head[role]), kind, value)
     if place in family.others:
-        return put(model.base_model, Spot(family.others[place]), kind, value)
+        path = family.others[place]
+        parent, _, own_name = path.rpartition(".")
+        if isinstance(getattr(model.base_model.get_submodule(parent), own_name, None), nn.Parameter):
+            path, kind = parent, own_name
+        return put(model.base_model, Spot(path), kind, value)
     for stack in family.stacks:
         number, _, role_of_block = role.partition(".")
-        if layer == stack.name and role_of_block in stack.roles:
-            return put(blocks_of(model, stack)[int(number)], stack.roles[role_of_block], kind, value)
+        blocks = blocks_of(model, stack)
+        if layer == stack.name and role_of_block in stack.roles and int(number) < len(blocks):
+            return put(blocks[int(number)], stack.roles[role_of_block], kind, value)
     raise AdapterError(f"tensor {name}: expected a weight of the model, found a name that stands for none")
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from espalier_hf.adapter import Adapter
-from espalier_hf.calls import Call, arguments_of
+from espalier_hf.calls import Call, arguments_of, turn_cache_off
 
 NAME = "embedding.prompts"
 
@@ -21,11 +21,11 @@ def attach_prompts(model: nn.Module, adapter: Adapter) -> set[str]:
         take_over(encoder, lambda call: read_prompts(encoder, prompts, call))
         take_over(model.get_decoder(), lambda call: lengthen(call, "encoder_attention_mask", len(prompts), 1))
         return {NAME}
-    model.config.use_cache = False
+    turn_cache_off(model)
     reader = model.base_model.decoder if model.config.model_type == "opt" else model.base_model
-    # Heads of causal models find a row's last word by its ids, and count its words.
-    is_causal = model.config.model_type not in ("bert", "roberta", "xlm-roberta")
-    take_over(reader, lambda call: read_prompts(reader, prompts, call), (lambda output: drop_prompts(output, len(prompts))) if is_causal else None)
+    # Heads of causal models find a row's last word by its ids, and count its words; a mean takes prompts too.
+    is_dropped = model.config.model_type not in ("bert", "roberta", "xlm-roberta") and adapter.pooling != "mean"
+    take_over(reader, lambda call: read_prompts(reader, prompts, call), (lambda output: drop_prompts(output, len(prompts))) if is_dropped else None)
     return {NAME}
 
 
