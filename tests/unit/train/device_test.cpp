@@ -39,6 +39,9 @@ class DeviceAgreement : public testing::TestWithParam<const char*> {
     request_.model = write_tiny_model({}, folder_ / "model");
     request_.dataset = write_tiny_dataset({}, folder_ / "data.h5");
     request_.peft.method = GetParam();
+    request_.peft.last.rank = request_.peft.adapter.rank = request_.peft.meft.rank = 4;
+    request_.peft.rosa.rank = 4;
+    request_.peft.rosa.svd_device = "cpu";  // singular vectors of near-equal values are anyone's
     request_.steps = 5;
     // Some gradients are zero but for rounding (a key's bias moves no softmax). Steps must not blow that up to full
     // size.
@@ -82,6 +85,8 @@ class DeviceAgreement : public testing::TestWithParam<const char*> {
     auto request = request_;
     request.folder = folder_ / device;
     request.device = device;
+    request.peft.lst.side_initial = "fisher";
+    request.peft.lst.fisher_rows = 16;
     return run_training(request, {1, 1});
   }
 
@@ -121,7 +126,8 @@ TEST_P(DeviceAgreement, OfLossesWeightsAndMetricsOverOptimizerSteps) {
   EXPECT_GT(found.summary.at("peak_allocated_bytes").at(0).get<std::int64_t>(), 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Methods, DeviceAgreement, testing::Values("lst", "lora", "full"),
+INSTANTIATE_TEST_SUITE_P(Methods, DeviceAgreement,
+                         testing::Values("lst", "last", "lora", "rosa", "adapter", "bitfit", "prompt", "meft", "full"),
                          [](const auto& tested) { return std::string(tested.param); });
 
 /// dropout and dropout_add of x, and the gradient of x.
