@@ -27,7 +27,7 @@ MODELS = {
                  {"hidden_size": 2048, "num_attention_heads": 32, "ffn_dim": 8192, "num_hidden_layers": 24, "vocab_size": 50272,
                   "word_embed_proj_dim": 2048, "max_position_embeddings": 2048}, 4, 128, 128),
 }
-LORA_TARGETS = {"t5-base": ["q", "v"], "bert-base": ["query", "value"], "vit-base": ["query", "value"], "roberta-large": ["query", "value"],
+LORA_TARGETS = {"t5-base": ["q", "v"], "bert-base": ["query", "value"], "vit-base": ["q_proj", "v_proj"], "roberta-large": ["query", "value"],
                 "opt-1.3b": ["q_proj", "v_proj"]}
 HEADS = {"bert-base": ["classifier"], "vit-base": ["classifier"], "roberta-large": ["classifier"], "t5-base": [], "opt-1.3b": []}
 METHODS = ["full", "lora", "bitfit"]

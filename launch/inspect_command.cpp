@@ -15,6 +15,7 @@
 #include "common/error.h"
 #include "data/dataset.h"
 #include "launch/commands.h"
+#include "launch/peft_config.h"
 #include "launch/peft_folder.h"
 #include "launch/run_config.h"
 #include "model/slice.h"

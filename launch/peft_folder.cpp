@@ -14,6 +14,7 @@
 #include "common/durable_file.h"
 #include "common/error.h"
 #include "launch/new_folder.h"
+#include "launch/peft_config.h"
 #include "launch/transformers_names.h"
 #include "model/weight_loader.h"
 #include "peft/lora.h"

@@ -5,7 +5,6 @@
 #include <filesystem>
 #include <map>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 
@@ -15,7 +14,6 @@
 
 namespace espalier::launch {
 
-inline constexpr const char* kPeftConfigName = "adapter_config.json";
 inline constexpr const char* kPeftTensorsName = "adapter_model.safetensors";
 /// What PEFT puts before the names of the model's modules.
 inline constexpr const char* kPeftPrefix = "base_model.model.";
@@ -23,9 +21,6 @@ inline constexpr const char* kPeftPrefix = "base_model.model.";
 /// Whether `folder` has PEFT's description (and not ours).
 bool is_peft_folder(const std::filesystem::path& folder);
 
-/// adapter_config.json as it stands; of several patterns PEFT takes the first that matches, so their order stays.
-/// Throws: ConfigError unless it is a JSON object.
-nlohmann::ordered_json read_peft_config(const std::filesystem::path& folder);
 /// Throws: ConfigError where the tensors are absent or no safetensors.
 std::unique_ptr<model::WeightSource> open_peft_tensors(const std::filesystem::path& folder);
 

@@ -8,12 +8,12 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
-#include <regex>
 #include <set>
 #include <string_view>
 
 #include "common/durable_file.h"
 #include "common/error.h"
+#include "launch/peft_config.h"
 #include "launch/peft_folder.h"
 #include "launch/run_config.h"
 #include "launch/transformers_names.h"
@@ -25,29 +25,6 @@ namespace fs = std::filesystem;
 namespace espalier::launch {
 namespace {
 
-using Json = nlohmann::ordered_json;
-
-/// Keys that change nothing here: what they decided is in the tensors, or concerns PEFT's own bookkeeping.
-constexpr std::string_view kWithoutEffect[] = {
-    "auto_mapping",   "peft_version",        "base_model_name_or_path", "revision",          "inference_mode",
-    "target_modules", "exclude_modules",     "fan_in_fan_out",          "modules_to_save",   "rank_pattern",
-    "layers_pattern", "layers_to_transform", "megatron_core",           "qalora_group_size", "runtime_config",
-    "eva_config",     "ensure_weight_tying"};
-constexpr std::string_view kUsed[] = {"peft_type",  "task_type",     "r",
-                                      "lora_alpha", "lora_dropout",  "bias",
-                                      "use_rslora", "alpha_pattern", "init_lora_weights"};
-
-bool contains(const auto& keys, std::string_view key) {
-  return std::find(std::begin(keys), std::end(keys), key) != std::end(keys);
-}
-
-/// Kind of the head for what PEFT calls the task; empty: none is here.
-std::string head_kind(const std::string& task_type) {
-  return task_type == "SEQ_CLS"                                    ? "pooled"
-         : task_type == "CAUSAL_LM" || task_type == "SEQ_2_SEQ_LM" ? "language_model"
-                                                                   : "";
-}
-
 /// Sizes, -1 as "any".
 std::string shape_text(const std::vector<std::int64_t>& shape) {
   std::vector<std::string> sizes;
@@ -56,42 +33,6 @@ std::string shape_text(const std::vector<std::int64_t>& shape) {
     sizes.push_back(size < 0 ? "any" : fmt::to_string(size));
   }
   return fmt::format("{}", fmt::join(sizes, ", "));
-}
-
-bool is_off(const Json& value) {
-  return value.is_null() || value == false || ((value.is_object() || value.is_array()) && value.empty());
-}
-
-/// Throws: ConfigError naming a key that is not what Espalier can read.
-Json read_config(const fs::path& folder) {
-  const Json config = read_peft_config(folder);
-  const fs::path file = folder / kPeftConfigName;
-  const auto refuse = [&](const std::string& key, const std::string& expected) {
-    throw ConfigError(fmt::format("{}: {}: expected {}, found {}", file.string(), key, expected,
-                                  config.contains(key) ? config[key].dump() : "nothing"));
-  };
-  if (config.value("peft_type", Json()) != "LORA") {
-    refuse("peft_type", "\"LORA\", the only method of PEFT that is read");
-  }
-  const Json task = config.value("task_type", Json());
-  if (!task.is_null() && head_kind(task.get<std::string>()).empty()) {
-    refuse("task_type", "null, \"SEQ_CLS\", \"CAUSAL_LM\" or \"SEQ_2_SEQ_LM\", the tasks that there is a head for");
-  }
-  if (!config.contains("r") || !config["r"].is_number_integer() || config["r"] < 1) {
-    refuse("r", "a positive integer");
-  }
-  for (const auto& [key, value] : config.items()) {
-    if (!contains(kWithoutEffect, key) && !contains(kUsed, key) && !is_off(value)) {
-      refuse(key, "null, since LoRA with it is not supported");
-    }
-  }
-  const Json start = config.value("init_lora_weights", Json(true));
-  if (!start.is_boolean() && start != "gaussian" && start != "eva" && start != "orthogonal") {
-    refuse("init_lora_weights",
-           "true, false, gaussian, eva or orthogonal (others change the weights of the backbone; let PEFT convert the "
-           "folder with path_initial_model_for_weight_conversion)");
-  }
-  return config;
 }
 
 /// Every linear of the blocks, by canonical name.
@@ -146,7 +87,7 @@ struct Factors {
 class Reader {
  public:
   Reader(const fs::path& folder, const fs::path& model_folder)
-      : folder_(folder), config_(read_config(folder)), source_(open_peft_tensors(folder)) {
+      : folder_(folder), config_(folder), source_(open_peft_tensors(folder)) {
     backbone_ = model::read_backbone(model_folder, read_head());
     weights_ = model::open_model_folder(model_folder);
     places_ = places_of(backbone_);
@@ -190,9 +131,8 @@ class Reader {
         }
       }
     }
-    const Json task = config_.value("task_type", Json());
-    if (!task.is_null()) {
-      head_.kind = head_kind(task.get<std::string>());
+    if (const std::string kind = config_.head_kind(); !kind.empty()) {
+      head_.kind = kind;
     }
     return head_;
   }
@@ -275,27 +215,9 @@ class Reader {
         own_b = own_b.index_select(1, kept);
       }
       if (own_a.size(0) > 0) {
-        factors_.emplace(place.linear(), Factors{own_a, own_b, scale_of(module, a.size(0)), key});
+        factors_.emplace(place.linear(), Factors{own_a, own_b, config_.scale(module, a.size(0)), key});
       }
     }
-  }
-
-  [[nodiscard]] double scale_of(const std::string& module, std::int64_t rank) const {
-    double alpha = config_.value("lora_alpha", 8.0);
-    const Json patterns = config_.value("alpha_pattern", Json::object());
-    for (const auto& [pattern, value] : patterns.items()) {
-      try {
-        if (std::regex_match(module, std::regex("(.*\\.)?(" + pattern + ")"))) {
-          alpha = value.get<double>();
-          break;
-        }
-      } catch (const std::regex_error& error) {
-        throw ConfigError(fmt::format("{}: alpha_pattern: expected regular expressions, found '{}': {}",
-                                      (folder_ / kPeftConfigName).string(), pattern, error.what()));
-      }
-    }
-    const auto size = static_cast<double>(rank);
-    return alpha / (config_.value("use_rslora", false) ? std::sqrt(size) : size);
   }
 
   /// One rank and one scale for all: smaller factors are filled up with zeros, which get no gradient, and B takes the
@@ -310,12 +232,11 @@ class Reader {
     peft::LoraConfig lora;
     lora.rank = largest->second.a.size(0);
     require_width_for(lora.rank, largest->first);
-    lora.rank_stabilized = config_.value("use_rslora", false);
+    lora.rank_stabilized = config_.is_rank_stabilized();
     const auto rank = static_cast<double>(lora.rank);
     lora.alpha = largest->second.scale * (lora.rank_stabilized ? std::sqrt(rank) : rank);
-    lora.dropout = config_.value("lora_dropout", 0.0);
-    const std::string biases = config_.value("bias", std::string("none"));
-    lora.biases = biases == "lora_only" ? "targets" : biases;
+    lora.dropout = config_.dropout();
+    lora.biases = config_.biases();
     for (const auto& [linear, factors] : factors_) {
       at::Tensor a = at::zeros({lora.rank, factors.a.size(1)}), b = at::zeros({factors.b.size(0), lora.rank});
       a.narrow(0, 0, factors.a.size(0)).copy_(factors.a);
@@ -386,7 +307,7 @@ class Reader {
   }
 
   fs::path folder_;
-  Json config_;
+  PeftConfig config_;
   std::unique_ptr<model::WeightSource> source_;
   model::HeadRequest head_;
   model::Backbone backbone_;
@@ -398,21 +319,6 @@ class Reader {
 };
 
 }  // namespace
-
-Json read_peft_config(const fs::path& folder) {
-  const fs::path file = folder / kPeftConfigName;
-  Json config;
-  try {
-    config = Json::parse(read_file(file));
-  } catch (const nlohmann::json::exception& error) {
-    throw ConfigError(fmt::format("{}: expected JSON as PEFT writes it: {}", file.string(), error.what()));
-  }
-  if (!config.is_object()) {
-    throw ConfigError(
-        fmt::format("{}: expected a JSON object as PEFT writes it, found {}", file.string(), config.type_name()));
-  }
-  return config;
-}
 
 std::unique_ptr<model::WeightSource> open_peft_tensors(const fs::path& folder) {
   if (!fs::exists(folder / kPeftTensorsName)) {

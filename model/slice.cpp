@@ -70,6 +70,12 @@ std::unique_ptr<WeightSource> random_backbone_weights(const Backbone& backbone, 
       backbone, [&](const LayerPlan& /*layer*/, const StoredWeight& stored, const std::vector<std::int64_t>& shape) {
         if (!stored.is_task) shapes.emplace_back(stored.names.front(), shape);
       });
+  visit_planned_weights(
+      backbone, [&](const LayerPlan& layer, const std::string& role, const std::vector<std::int64_t>& shape) {
+        // Of the task, but pretrained.
+        const bool is_pooler = layer.head && layer.head->dense_is_pooler && role.starts_with("dense.");
+        if (is_pooler) shapes.emplace_back(backbone.family->stored_weight(layer, role).names.front(), shape);
+      });
   return random_weights(shapes, backbone.initializer_range, seed);
 }
 

@@ -113,6 +113,23 @@ TEST(MeftPlan, RefusesWhatIsUndefined) {
   EXPECT_THAT(meft_error({.variant = 3}, t5()), HasSubstr("peft.meft.variant: expected 1 or 2 for a decoder"));
 }
 
+TEST(MeftPlan, RefusesAPoolerThatIsNotThereAndWouldNotLearn) {
+  TinyModel tiny = make_tiny({});
+  std::vector<std::pair<std::string, std::vector<std::int64_t>>> shapes;
+  model::visit_stored_tensors(tiny.backbone, [&](const auto& /*layer*/, const auto& stored, const auto& shape) {
+    const std::string& name = stored.names.front();
+    if (name.find("pooler") == std::string::npos) shapes.emplace_back(name, shape);
+  });
+  tiny.weights = model::random_weights(shapes, 0.2, 7);
+  const auto error_with = [&](bool is_trained) {
+    return config_error([&] { Stages(tiny, {.method = "meft", .meft = {.pooler_trained = is_trained}}, 1); });
+  };
+  EXPECT_THAT(error_with(false), HasSubstr("peft.meft.pooler_trained=false: expected the pooler"));
+  EXPECT_EQ(error_with(true), "");
+  tiny.weights = model::random_backbone_weights(tiny.backbone, 7);
+  EXPECT_EQ(error_with(false), "") << "random weights have one, as pretrained ones do";
+}
+
 TEST(MeftPlan, RefusesAnInversionWhoseResultsDependOnTheCut) {
   const TinyModel tiny = make_tiny({});
   const auto stages = [&](const MeftConfig& config, int num_stages) {
