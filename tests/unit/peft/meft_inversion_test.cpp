@@ -68,15 +68,52 @@ TEST(MeftMethod, KeepsTheRemaindersOfABlockAndNoMore) {
   }
 }
 
+TEST(InversionCheck, TakesNoOtherBitWhereTheInversionIsExact) {
+  InversionCheck check(/*error_limit=*/0);
+  const Streams expected{at::arange(6, at::kInt), at::arange(6, at::kInt)};
+  check.compare(expected, expected, "encoder.3");
+  EXPECT_EQ(check.error(), 0);
+  Streams found{expected.first, expected.second.clone()};
+  found.second[4] += 1;
+  EXPECT_THROW(check.compare(found, expected, "encoder.3"), InternalError);
+}
+
+TEST(FloatInversion, MeasuresItsErrorAgainAsTheAdaptersGrow) {
+  const TinyModel tiny = make_tiny(of_depth(2));
+  Stages stages(tiny, meft(1, {.inversion = "float", .error_limit = 1e9}), 1);
+  const auto run = [&](int passes) {
+    while (passes-- > 0) static_cast<void>(stages.step(make_batch(), training_context()));
+    return inversion_error(stages);
+  };
+  const double first = run(1);
+  for (const TrainedTensor& tensor : stages.trained()) {
+    if (tensor.name.find("adapter") != std::string::npos) tensor.value.detach().mul_(300);
+  }
+  EXPECT_EQ(run(255), first);
+  EXPECT_GT(run(1), 2 * first);
+}
+
+/// The largest error of an inversion of so many blocks.
+double error_of_depth(const TinyModel& tiny, std::int64_t variant, std::int64_t num_reversible, MeftConfig options) {
+  options.inversion = "float";
+  options.reversible_layers = num_reversible;
+  options.error_limit = 1e9;
+  Stages stages(tiny, meft(variant, options), 1);
+  static_cast<void>(stages.step(make_batch(), training_context()));
+  return inversion_error(stages);
+}
+
+TEST(FloatInversion, MultipliesItsErrorByOneOverLambdaAndOneOverBetaForEachBlockOfMeft3) {
+  const TinyModel tiny = make_tiny(of_depth(12));
+  const double growth = std::sqrt(error_of_depth(tiny, 3, 3, {}) / error_of_depth(tiny, 3, 1, {}));
+  EXPECT_GT(growth, 25);
+  EXPECT_LT(growth, 400);
+}
+
 TEST(FloatInversion, MultipliesItsErrorByOneOverLambdaForEachBlock) {
   const TinyModel tiny = make_tiny(of_depth(12));
-  const auto error = [&](std::int64_t num_reversible, MeftConfig options) {
-    options.inversion = "float";
-    options.reversible_layers = num_reversible;
-    options.error_limit = 1e9;
-    Stages stages(tiny, meft(1, options), 1);
-    static_cast<void>(stages.step(make_batch(), training_context()));
-    return inversion_error(stages);
+  const auto error = [&](std::int64_t num_reversible, const MeftConfig& options) {
+    return error_of_depth(tiny, 1, num_reversible, options);
   };
   EXPECT_LT(error(1, {}), 1e-5);
   EXPECT_GT(error(6, {}), 1e-3);
