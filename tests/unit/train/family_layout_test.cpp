@@ -31,6 +31,8 @@ class FamilyLayouts : public testing::TestWithParam<std::tuple<const char*, cons
     request_.peft.rosa.rank = 4;
     request_.peft.prompt.tokens = 4;
     request_.peft.rosa.every_steps = 6;
+    if (family == std::string("gpt2")) request_.peft.rosa.targets = {"attention.query_key_value", "attention.output"};
+    request_.drop_path = family == std::string("vit") ? 0.3 : 0;
     request_.peft.lst.reduction = 2;
     // One of them learns from the backbone's predictions too.
     request_.peft.lst.distill_weight = family == std::string("t5") && method == std::string("lst") ? 0.5 : 0;

@@ -54,6 +54,7 @@ RunOutcome run_training(RunRequest request, Layout layout) {
     model.pooling = request.pooling;
     model.device = request.device;
     model.compute_type = request.compute_type;
+    model.drop_path = request.drop_path;
     const auto dataset = data::Dataset::open(request.dataset);
     auto objectives = request.objectives;
     if (objectives.empty()) {

@@ -33,6 +33,7 @@ struct RunRequest {
   double epsilon = 1e-8;
   std::string device = "cpu";
   std::string compute_type = "fp32";
+  double drop_path = 0;
   std::int64_t evaluate_every_steps = 0;
   double weight_decay = 0;
   bool restore_best = true;
