@@ -20,7 +20,7 @@ METHODS = {
 
 
 def run(method: str, seed: int, arguments: argparse.Namespace) -> dict:
-    """Summary of one run on one rank; trains it if it has not ended yet."""
+    """Summary of one run on one rank, with its median seconds per step; trains it if it has not ended yet."""
     folder = arguments.folder / f"{method}_{seed}"
     summary = folder / "summary.json"
     if not summary.exists() or json.loads(summary.read_text())["is_stopped"]:
@@ -28,7 +28,9 @@ def run(method: str, seed: int, arguments: argparse.Namespace) -> dict:
         command = [str(arguments.espalier), "train", "--config", f"configs/minilm_{config}_reviews.ini", f"--run.folder={folder}",
                    f"--train.seed={seed}", "--parallel.stages=1", f"--parallel.threads={arguments.threads}", *options, *arguments.option]
         subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    return json.loads(summary.read_text())
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    seconds = statistics.median(record["seconds"] for record in records if record["kind"] == "train")
+    return {**json.loads(summary.read_text()), "seconds_per_step": seconds}
 
 
 def main() -> None:
@@ -41,7 +43,7 @@ def main() -> None:
     parser.add_argument("--option", action="append", default=[], help="further flag of espalier train, e.g. --option=--train.epochs=1")
     arguments = parser.parse_args()
 
-    print("| method | trained | validation % | test % (mean, deviation) | peak MiB | samples/s |")
+    print("| method | trained | validation % | test % (mean, deviation) | peak MiB | s/step |")
     print("|---|---|---|---|---|---|")
     for method in arguments.methods:
         summaries = [run(method, seed, arguments) for seed in arguments.seeds]
@@ -49,9 +51,9 @@ def main() -> None:
         validation = [100 * summary["best"]["value"] for summary in summaries]
         deviation = statistics.stdev(test) if len(test) > 1 else 0.0
         peak = max(max(summary["peak_allocated_bytes"]) for summary in summaries) / 2**20
-        speed = statistics.median(summary["samples_per_second"] for summary in summaries)
+        seconds = statistics.median(summary["seconds_per_step"] for summary in summaries)
         print(f"| {method} | {summaries[0]['trained_parameters']:,} | {statistics.mean(validation):.1f} | "
-              f"{statistics.mean(test):.1f} +- {deviation:.1f} | {peak:.0f} | {speed:.0f} |")
+              f"{statistics.mean(test):.1f} +- {deviation:.1f} | {peak:.0f} | {seconds:.3f} |")
         sys.stdout.flush()
 
 
