@@ -123,19 +123,18 @@ std::vector<TrainedTensor> MeftMethod::factors_of(const model::Layer& layer) con
 }
 
 void MeftMethod::freeze_pooler(model::Layer& head, const model::WeightSource& weights) {
-  const std::string prefix = head.plan().name + ".dense.";
   head.visit_weights([&](const std::string& role, at::Tensor& slot, const std::vector<std::int64_t>& /*shape*/) {
-    if (!(head.plan().name + "." + role).starts_with(prefix)) return;
+    if (!role.starts_with("dense.")) return;
     const auto stored = slice_.backbone().family->stored_weight(head.plan(), role);
     if (model::present_names(stored, weights).empty()) {
-      throw ConfigError(
-          fmt::format("peft.meft.pooler_trained=false: expected the pooler in {}, found none, so it would stay as it "
-                      "is drawn; take "
-                      "peft.meft.pooler_trained=true, or model.pooling=mean, which reads none",
-                      slice_.backbone().folder.string()));
+      throw ConfigError(fmt::format(
+          "peft.meft.pooler_trained=false: expected the pooler in {}, found none, so it would stay as it is drawn; "
+          "take peft.meft.pooler_trained=true, or model.pooling=mean, which reads none",
+          slice_.backbone().folder.string()));
     }
     slot.requires_grad_(false);
   });
+  const std::string prefix = head.plan().name + ".dense.";
   std::erase_if(trained_, [&](const TrainedTensor& tensor) { return tensor.name.starts_with(prefix); });
 }
 

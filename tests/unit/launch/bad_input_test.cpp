@@ -284,14 +284,14 @@ const Case kCases[] = {
     {"OnlyADamagedCheckpoint",
      [](Setting& s) {
        s.train();
-       damage_file(tensor_file_of(newest_checkpoint(s)), 3000, "XXXXXXXX");
+       damage_file(tensor_file_of(newest_checkpoint(s)), 3000, "damaged!");
      },
      kStorage,
      {"step_00000002"}},
     {"AdapterDamaged",
      [](Setting& s) {
        s.train();
-       damage_file(s.root / "run/adapter/adapter.safetensors", 4000, "XXXXXXXX");
+       damage_file(s.root / "run/adapter/adapter.safetensors", 4000, "damaged!");
        s.arguments = {"evaluate", "--run=" + (s.root / "run").string()};
      },
      kStorage,
