@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from quiet_run import run_quietly
+
 ROOT = Path(__file__).resolve().parent.parent
 SKIPPED_STEPS = 5
 
@@ -85,7 +87,7 @@ def run_espalier(options: list[str], arguments: argparse.Namespace) -> tuple[lis
                f"--train.max_steps={arguments.steps}", "--train.evaluation_batch_size=32", "--train.evaluate_every_steps=1000000",
                f"--parallel.threads={arguments.threads}", "--optimizer.learning_rate=1e-4", *options]
     try:
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        run_quietly(command)
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         seconds = [record["seconds"] for record in records if record["kind"] == "train"]
         peak = max(json.loads((folder / "summary.json").read_text())["peak_allocated_bytes"])

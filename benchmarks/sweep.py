@@ -9,11 +9,11 @@ time is that of the steps alone, without start-up and saving; there is no evalua
 import argparse
 import itertools
 import json
-import subprocess
 import tempfile
 from pathlib import Path
 
 import h5py
+from quiet_run import run_quietly
 
 ROOT = Path(__file__).resolve().parent.parent
 RATES = ["5e-4", "1e-3", "3e-3", "1e-2"]
@@ -33,7 +33,7 @@ def train(arguments: argparse.Namespace, method: str, folder: Path, *words: str)
                "--parallel.stages=1", f"--parallel.threads={arguments.threads}", f"--train.max_steps={arguments.steps}",
                f"--data.path={folder.parent / 'train.h5'}", f"--data.fixed_length={arguments.tokens}", f"--data.micro_batch_size={arguments.rows}", "--train.restore_best=false",
                *words, *arguments.option]
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=None if arguments.verbose else subprocess.DEVNULL)
+    run_quietly(command, ROOT, arguments.verbose)
     return json.loads((folder / "summary.json").read_text())
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # espalier_add_test(<name> SOURCES <file>... [LIBS <folder>...] [LINK <target>...] [LABELS <label>...] [RANKS <n>...] [TORCH]
 #                   [TIMEOUT <seconds>] [ARGS <argument>...])
-# One executable; without RANKS one ctest entry, with RANKS one entry per number, started by mpirun. The label gpu is for tests that
-# need a CUDA device: they are part of every build and exit 77 without one, which ctest counts as skipped.
+# One executable; without RANKS one ctest entry, with RANKS one entry per number, started by mpirun. An entry takes as many of the jobs
+# of ctest -j as it has ranks; one with more ranks than jobs runs alone.
+# The label gpu is for tests that need a CUDA device: they are part of every build and exit 77 without one, which ctest counts as skipped.
 include_guard(GLOBAL)
 find_package(GTest REQUIRED)
 
@@ -51,6 +52,7 @@ function(espalier_add_test name)
     foreach(ranks IN LISTS arg_RANKS)
       add_test(NAME ${name}.ranks${ranks}
         COMMAND ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} ${ranks} ${ESPALIER_MPIEXEC_FLAGS} $<TARGET_FILE:${name}> --ranks=${ranks} ${arg_ARGS})
+      set_tests_properties(${name}.ranks${ranks} PROPERTIES PROCESSORS ${ranks})
       list(APPEND entries ${name}.ranks${ranks})
     endforeach()
   endif()

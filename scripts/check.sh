@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # What a reviewer runs besides the tests: format, clang-tidy on all sources, and the unit tests under AddressSanitizer and UBSan.
 # Usage: scripts/check.sh [format] [tidy] [asan] [path ...]   (default: all three; paths narrow format and tidy)
-# Exits 1 with the list of findings when there are any.
+# Exits 1 with the list of findings when there are any, 2 for a word that names nothing or a tool that is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 checks=()
@@ -14,7 +14,27 @@ for word in "$@"; do
   esac
 done
 [ ${#checks[@]} -gt 0 ] || checks=(format tidy asan)
+for path in "${paths[@]}"; do
+  git ls-files --error-unmatch -- "$path" >/dev/null 2>&1 || {
+    echo "check: expected format, tidy, asan, or a path that git knows, found $path" >&2
+    exit 2
+  }
+done
 mapfile -t sources < <(git ls-files -- "${paths[@]:-.}" | grep -E '\.(cpp|h|cu)$')
+[ ${#sources[@]} -gt 0 ] || {
+  echo "check: expected C++ sources that git knows (*.cpp, *.h, *.cu), found none in: ${paths[*]:-.}" >&2
+  exit 2
+}
+for check in "${checks[@]}"; do
+  case $check in
+    format | tidy)
+      command -v "clang-$check" >/dev/null || {
+        echo "check: expected clang-$check, found none; install it (Debian, Ubuntu: apt-get install clang-$check)" >&2
+        exit 2
+      }
+      ;;
+  esac
+done
 
 check_format() {
   clang-format --dry-run --Werror "${sources[@]}"
@@ -38,6 +58,9 @@ for entry in json.load(open(database)):
     name = os.path.relpath(entry["file"])
     if name in sources and (found := layer.match(name)):
         folders.setdefault(found[1], {})[name] = shlex.split(entry["command"])
+if not folders:
+    print("tidy: expected a source of a layer (common/ ... launch/, *.cpp) among the paths, found none", file=sys.stderr)
+    sys.exit(2)
 entries = []
 for folder, commands in sorted(folders.items()):
     unit = f"{units}/{folder}.cpp"
@@ -52,7 +75,7 @@ for folder, commands in sorted(folders.items()):
 json.dump(entries, open(f"{units}/compile_commands.json", "w"))
 PYTHON
   # shellcheck disable=SC2016  # $1 belongs to the inner shell
-  if ! find "$units" -name '*.cpp' | sort | nice -n 10 xargs -P 2 -n 1 sh -c 'clang-tidy -p build/tidy --quiet "$1" >"$1.found" 2>&1' tidy; then
+  if ! find "$units" -name '*.cpp' | sort | nice -n 10 xargs -r -P 2 -n 1 sh -c 'clang-tidy -p build/tidy --quiet "$1" >"$1.found" 2>&1' tidy; then
     # A finding in a header shows in every unit that includes it.
     sed -n "s|^$PWD/||; /^[^ ]*:[0-9]*:[0-9]*: \(warning\|error\)/p; /^error:/p" "$units"/*.found | sort -u >"$units/findings"
     cat "$units/findings"
@@ -66,7 +89,7 @@ check_asan() {
   cmake --preset asan >/dev/null
   nice -n 10 cmake --build --preset asan
   # LibTorch and Open MPI keep some memory for the life of the process; leaks are looked for in our own code by the byte ledger.
-  ASAN_OPTIONS=detect_leaks=0 nice -n 10 ctest --preset asan -LE slow
+  ASAN_OPTIONS=detect_leaks=0 nice -n 10 ctest --preset asan --no-tests=error -LE slow
 }
 
 for check in "${checks[@]}"; do

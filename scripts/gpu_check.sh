@@ -13,7 +13,7 @@ nvidia-smi -L || {
 }
 cmake --preset cuda
 cmake --build --preset cuda
-ctest --preset cuda -L gpu --output-on-failure | tee build/cuda/gpu_tests.log
+ctest --preset cuda --no-tests=error -L gpu --output-on-failure | tee build/cuda/gpu_tests.log
 ! grep '(Skipped)$' build/cuda/gpu_tests.log || {
   echo "gpu_check: expected every GPU test to run, found the skipped ones above" >&2
   exit 1

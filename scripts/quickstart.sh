@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # From a fresh clone to a fine-tuned model: sets up, builds, fetches a real backbone and real data, fine-tunes over 4 ranks (2 pipeline
-# stages x 2 replicas) with LST, evaluates, exports the adapter and prints a table. What is there already is used again.
+# stages x 2 replicas) with LST, evaluates, exports the adapter and prints a table. What is there already is used again: an interrupted
+# run goes on where it was saved last, one that has ended just has its table printed. Only run/quickstart_* are its own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
@@ -27,16 +28,24 @@ if [ ! -f "$cache/reviews.h5" ]; then
 fi
 
 espalier=build/release/bin/espalier
-if [ ! -f run/minilm_probe_reviews/summary.json ]; then
-  say "Linear probe, for comparison (trained once)"
-  rm -rf run/minilm_probe_reviews
-  mpirun -np 2 "$espalier" train --config configs/minilm_probe_reviews.ini --parallel.stages=1 >/dev/null
-fi
+# Trains in a folder unless the run there has ended: the adapter is what training writes last, after a summary of its state.
+train() { # folder ranks option ...
+  local folder=$1 ranks=$2
+  shift 2
+  if [ -d "$folder/adapter" ] && grep -qs '"is_stopped": false' "$folder/summary.json"; then
+    echo "$folder has ended already; remove it to train it anew" >&2
+    return
+  fi
+  mpirun -np "$ranks" "$espalier" train --run.folder="$folder" "$@" >/dev/null
+  rm -rf "$folder/exported"
+}
 
+say "Linear probe, for comparison"
+train run/quickstart_probe 2 --config configs/minilm_probe_reviews.ini --parallel.stages=1
 say "Fine-tuning with LST on 4 ranks: 2 pipeline stages x 2 replicas"
-rm -rf run/minilm_lst_reviews
-mpirun -np 4 "$espalier" train --config configs/minilm_lst_reviews.ini >/dev/null
-say "Exporting the adapter"
-rm -rf run/minilm_lst_reviews/exported
-"$espalier" export --run run/minilm_lst_reviews --output run/minilm_lst_reviews/exported >/dev/null
-.venv/bin/python tools/quickstart_table.py run/minilm_lst_reviews run/minilm_probe_reviews
+train run/quickstart_lst 4 --config configs/minilm_lst_reviews.ini
+if [ ! -d run/quickstart_lst/exported ]; then
+  say "Exporting the adapter"
+  "$espalier" export --run run/quickstart_lst --output run/quickstart_lst/exported >/dev/null
+fi
+.venv/bin/python tools/quickstart_table.py run/quickstart_lst run/quickstart_probe

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Sets up what is missing, builds, and runs every test. Those that need a GPU are part of it; where they find none, they are skipped, and
-# the last line counts them.
-#   scripts/test.sh            all but the slow set
-#   scripts/test.sh --slow     the slow set too
+# Sets up what is missing, builds the `cpu` preset and runs all tests but the slow ones. The tests that need a GPU are built too; this
+# build has no CUDA parts, so they are skipped, and the last line counts them (scripts/gpu_check.sh runs them).
+#   scripts/test.sh            all but the slow tests
+#   scripts/test.sh --slow     the slow tests too
 #   further words go to ctest, e.g. scripts/test.sh -L unit
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,7 +17,7 @@ cmake --preset cpu >/dev/null
 cmake --build --preset cpu
 log=build/cpu/test.log
 status=0
-ctest --preset cpu -j 2 --output-on-failure "${exclude[@]}" "$@" | tee "$log" || status=$?
+ctest --preset cpu -j "$(nproc)" --no-tests=error --output-on-failure "${exclude[@]}" "$@" | tee "$log" || status=$?
 gpu_tests=$(ctest --preset cpu -L gpu -N | sed -n 's/^ *Test *#[0-9]*: //p')
 count_gpu() { grep -cFx "$gpu_tests" || true; }
 started=$(sed -n 's|^ *[0-9]*/[0-9]* Test *#[0-9]*: \([^ ]*\) .*|\1|p' "$log" | count_gpu)

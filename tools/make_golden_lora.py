@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes tests/golden/lora_1: LoRA on the BERT of tests/golden/bert_1 as `peft` has it, trained for five steps of torch.optim.AdamW on
 fixed batches, in double, without dropout. Written are the batches, the values that training starts from, logits, loss and gradients of
-the first step, and every trained value after the last. tests/unit/peft/lora_golden_test compares them.
+the first step, and every trained value after the last. tests/unit/peft/baselines_golden_test compares them.
 
     tools/make_golden_lora.py            writes the file
     tools/make_golden_lora.py --check    writes nothing; fails when the stored file is not what would be written

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run of the program on 2 stages x 2 replicas, then used on other ranks: evaluated, predicted, exported, stopped and resumed."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -84,11 +85,11 @@ class Run(unittest.TestCase):
         cls.folder = Path(scratch.name)
         cls.dataset = make_dataset(cls.folder)
 
-    def train(self, method: str, name: str, stages: int, replicas: int, *words: str, expected_code: int = 0) -> Path:
+    def train(self, method: str, name: str, stages: int, replicas: int, *words: str, rate: str = "1e-2", expected_code: int = 0) -> Path:
         folder = self.folder / f"{method}-{name}"
         espalier(stages, replicas, "train", f"--model.path={MODEL}", f"--data.path={self.dataset}", f"--run.folder={folder}",
                  f"--peft.method={method}", "--data.global_batch_size=12", "--data.micro_batch_size=3", f"--train.max_steps={STEPS}",
-                 "--train.evaluate_every_steps=2", "--optimizer.learning_rate=1e-2", *words, expected_code=expected_code)
+                 "--train.evaluate_every_steps=2", f"--optimizer.learning_rate={rate}", *words, expected_code=expected_code)
         return folder
 
     def predict(self, stages: int, *words: str) -> np.ndarray:
@@ -144,6 +145,20 @@ class Run(unittest.TestCase):
             self.assertEqual((exported / "adapter.safetensors").read_bytes(),
                              (folder / "adapter" / name / "adapter.safetensors").read_bytes(), msg=name)
         self.assertIn("narrow", run_and_read_errors([ESPALIER, "evaluate", f"--run={folder}"], 2))
+
+    def test_trains_every_point_of_a_sweep_as_the_run_that_it_is_alone(self) -> None:
+        ranks, rates = ("2", "4"), ("1e-2", "3e-3")
+        folder = self.train("last", "sweep", 2, 2, f"--sweep.peft.last.rank={' | '.join(ranks)}",
+                            f"--sweep.optimizer.learning_rate={' | '.join(rates)}")
+        points = {f"rank-{rank}_learning_rate-{rate}": (rank, rate) for rank, rate in itertools.product(ranks, rates)}
+        self.assertEqual({path.name for path in (folder / "adapter").iterdir()}, set(points))
+        adapters = set()
+        for name, (rank, rate) in points.items():
+            alone = self.train("last", name, 1, 1, f"--peft.last.rank={rank}", rate=rate)
+            found = (folder / "adapter" / name / "adapter.safetensors").read_bytes()
+            self.assertEqual(found, (alone / "adapter" / "adapter.safetensors").read_bytes(), msg=name)
+            adapters.add(found)
+        self.assertEqual(len(adapters), len(points), "each point is another run")
 
     def test_goes_on_where_it_stopped_on_other_ranks(self) -> None:
         for method in ("lst", "lora"):

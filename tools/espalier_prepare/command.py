@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from . import images, splits, store
 from .encoding import TextEncoder
-from .errors import InputError, Place, Problems, RowError
+from .errors import InputError, Place, Problems, RowError, run_program
 from .forms import Example, Form
 from .options import check_sources, make_form, make_parser, split_rule
 from .tasks import EncodedSplit, Encoder
@@ -183,12 +183,4 @@ def print_summary(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
-    try:
-        run(options)
-    except InputError as error:
-        print(f"prepare.py: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"prepare.py: {error.filename or options.output}: {error.strerror or error}", file=sys.stderr)
-        return 5
-    return 0
+    return run_program("prepare.py", lambda: run(options), options.output)

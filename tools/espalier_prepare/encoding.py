@@ -23,6 +23,7 @@ from .errors import InputError
 
 _BATCH_ROWS = 1024
 _PIECE_CHARACTERS = 1 << 20
+_NO_TOKEN = "expected a text with at least one token, found none"
 
 
 @dataclass(slots=True)
@@ -101,7 +102,7 @@ class TextEncoder:
                 np.asarray(encoding.ids, dtype=np.int32),
                 np.asarray(encoding.type_ids, dtype=np.uint8),
                 is_cut=bool(encoding.overflowing),
-                problem=None if encoding.ids else "expected a text with at least one token, found none",
+                problem=None if encoding.ids else _NO_TOKEN,
             )
             for encoding in self._batches(rows, progress)
         ]
@@ -123,7 +124,8 @@ class TextEncoder:
                 inside = (index for index, (_, end) in enumerate(encoding.offsets) if end > len(prompt))
                 length = next(inside, len(ids))
             if length == len(ids):
-                rows.append(Tokens(np.zeros(0, np.int32), problem="expected an answer with a token, found none"))
+                problem = _NO_TOKEN if answers is None else "expected an answer with a token, found none"
+                rows.append(Tokens(np.zeros(0, np.int32), problem=problem))
                 continue
             if ends and ids[-1] != self.end_token():
                 ids.append(self.end_token())

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,20 @@ class Problems:
                 f"{self._counts.total()} malformed rows ({files}), of which the first {_MOST_SHOWN} are shown; "
                 "mend them, or leave them out with --drop-malformed"
             )
+
+
+def run_program(name: str, run: Callable[[], None], written: Path | None) -> int:
+    """The exit code: 0, 2 for what the user can mend, 5 for storage. What went wrong is said on standard error;
+    `written` is the file to name where the error names none."""
+    try:
+        run()
+    except InputError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{name}: {error.filename or written}: {error.strerror or error}", file=sys.stderr)
+        return 5
+    return 0
 
 
 def shorten(text: object, limit: int = 60) -> str:

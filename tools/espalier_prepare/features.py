@@ -42,6 +42,7 @@ class FeatureFiles:
         self._known: dict[Sequence[str], _Image | str] = {}  # found, or what is wrong
         self._shape: tuple[int, ...] | None = None
         self._has_boxes: bool | None = None
+        self._first = ""  # the image that decided on it
 
     def find(self, names: Sequence[str]) -> _Image:
         """The image that has one of `names`. Throws: ValueError saying what is missing or wrong with it."""
@@ -93,9 +94,10 @@ class FeatureFiles:
         except (OSError, KeyError, ValueError, TypeError) as error:
             return f"{where}: expected features and boxes ({error})"
         if self._has_boxes is None:
-            self._has_boxes = boxes is not None
+            self._has_boxes, self._first = boxes is not None, image.name
         if self._has_boxes != (boxes is not None):
-            return f"{where}: expected boxes for all images or for none, found {'some' if self._has_boxes else 'one with'}"
+            having, lacking = (self._first, image.name) if self._has_boxes else (image.name, self._first)
+            return f"{where}: expected boxes for all images or for none, found some of {having} and none of {lacking}"
         return image
 
     def _array(self, image: _Image) -> h5py.Dataset | None:

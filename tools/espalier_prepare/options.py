@@ -39,7 +39,19 @@ def make_parser() -> argparse.ArgumentParser:
         prog="prepare.py", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--task", choices=TASKS, help="default: classification, or what --dataset is used for")
+    _add_sources(parser)
+    _add_columns(parser)
+    _add_labels(parser)
+    _add_texts(parser)
+    _add_splits(parser)
+    _add_tokens(parser)
+    _add_images(parser)
+    parser.add_argument("--output", type=Path, required=True, help="the HDF5 file; replaced only when all is done")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
 
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
     source = parser.add_argument_group(
         "source files: --folder, or --train with --validation and --test, or --input, which is divided"
     )
@@ -56,6 +68,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     source.add_argument("--drop-malformed", action="store_true", help="leave malformed rows out, named and counted")
 
+
+def _add_columns(parser: argparse.ArgumentParser) -> None:
     columns = parser.add_argument_group("columns (without --dataset)")
     columns.add_argument("--text", help="column of the text: to classify, to rewrite, or to go on from")
     columns.add_argument("--prompt", help="instead of --text: a text with columns in braces, 'Question: {question}'")
@@ -65,6 +79,8 @@ def make_parser() -> argparse.ArgumentParser:
     columns.add_argument("--extra-label", action="append", help="column of a further label (may be repeated)")
     columns.add_argument("--id", help="column of the row's id, once per split; default: file name and line")
 
+
+def _add_labels(parser: argparse.ArgumentParser) -> None:
     label = parser.add_argument_group("labels")
     label.add_argument("--label-names", help="classes in order, separated by commas; default: those found, sorted")
     label.add_argument("--label-separator", default=",", help="of multi_label, where they are one text (default: ,)")
@@ -75,6 +91,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--drop-within", type=float, default=0.0, metavar="Y", help="drop rows whose rating is nearer than Y to X"
     )
 
+
+def _add_texts(parser: argparse.ArgumentParser) -> None:
     text = parser.add_argument_group("texts")
     text.add_argument(
         "--template",
@@ -93,6 +111,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--blocks", action="store_true", help="causal_lm: all texts one after the other, in blocks of --max-length"
     )
 
+
+def _add_splits(parser: argparse.ArgumentParser) -> None:
     split = parser.add_argument_group("splits")
     split.add_argument(
         "--split-column", help="column that says train, validation or test, or whose hash decides (default then: --id)"
@@ -112,6 +132,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     split.add_argument("--split-seed", type=int, default=42, help="of --split-rule (default: 42)")
 
+
+def _add_tokens(parser: argparse.ArgumentParser) -> None:
     encode = parser.add_argument_group("tokens")
     encode.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json; needed for all but images")
     encode.add_argument(
@@ -135,6 +157,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="auto: keep them if any is not 0 and the tokenizer's model_input_names, where given, list them",
     )
 
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
     image = parser.add_argument_group("images")
     image.add_argument("--image-size", type=int, metavar="PIXELS", help="width and height (default: 224)")
     image.add_argument(
@@ -157,9 +181,6 @@ def make_parser() -> argparse.ArgumentParser:
         default="x1x2y1y2",
         help="corners in vis_boxes: as the formula of CLIP-T5 names them (default), or as VL-T5's own code fed them",
     )
-    parser.add_argument("--output", type=Path, required=True, help="the HDF5 file; replaced only when all is done")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    return parser
 
 
 def make_form(options: argparse.Namespace) -> Form:

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError, Place, RowError, shorten
+
+# The csv module takes longer fields for an error unless told; documents are longer than its 131,072 characters.
+csv.field_size_limit(sys.maxsize)
 
 FORMATS = ("tsv", "csv", "jsonl", "json", "parquet", "text")
 _SUFFIXES = {"tsv": "tsv", "csv": "csv", "jsonl": "jsonl", "json": "json", "parquet": "parquet", "txt": "text"}

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -58,15 +61,12 @@ def write_dataset(
         with h5py.File(temporary, "w") as file:
             for name, value in attributes.items():
                 file.attrs[name] = np.int64(value) if isinstance(value, int) else value
+            stored: dict[str, list[Any]] = {}
             for split, arrays in splits.items():
                 group = file.create_group(split)
                 for name, array in arrays.items():
-                    if isinstance(array, StreamedArray):
-                        written = group.create_dataset(name, array.shape, array.dtype)
-                        for index, block in enumerate(array.blocks()):
-                            written[index] = block
-                    else:
-                        group.create_dataset(name, data=array)
+                    stored[f"{split}/{name}"] = _write_array(group, name, array)
+            file.attrs["content_digest"] = _content_digest(attributes, stored)
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)
@@ -76,6 +76,27 @@ def write_dataset(
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _write_array(group: h5py.Group, name: str, array: Array) -> list[Any]:
+    """Writes the array and returns what the digest of the content has of it: type, shape, SHA-256 of the elements."""
+    digest = hashlib.sha256()
+    if isinstance(array, StreamedArray):
+        written = group.create_dataset(name, array.shape, array.dtype)
+        for index, block in enumerate(array.blocks()):
+            elements = np.ascontiguousarray(block, dtype=array.dtype)
+            written[index] = elements
+            digest.update(elements)
+    else:
+        written = group.create_dataset(name, data=array)
+        digest.update(np.ascontiguousarray(array))
+    return [written.dtype.str, list(written.shape), digest.hexdigest()]
+
+
+def _content_digest(attributes: Mapping[str, str | int], arrays: Mapping[str, list[Any]]) -> str:
+    """Of all that the file says, so that a reader need not read it whole to know it again; made while it is written."""
+    content = json.dumps({"attributes": dict(attributes), "arrays": dict(arrays)}, sort_keys=True)
+    return "sha256:" + hashlib.sha256(content.encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:

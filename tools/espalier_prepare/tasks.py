@@ -7,7 +7,7 @@ import argparse
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,13 @@ class Encoder:
             if not re.fullmatch(r"\w+", column, re.ASCII):
                 raise InputError(f"--extra-label: expected a column of letters, digits and _, found {column!r}")
             values = [example.more_labels[index] for example in examples]
-            self.column_names[column] = labels.LabelRule(self.task).class_names(values)
+            names = labels.LabelRule(self.task).class_names(values)
+            if len(names) < _FEWEST_CLASSES[self.task]:
+                raise InputError(
+                    f"--extra-label {column}: expected at least two classes in the column, found {names}; there is "
+                    "nothing to learn from it, leave the option out"
+                )
+            self.column_names[column] = names
 
     def attributes(self) -> dict[str, str | int]:
         count = 1 if self.task == "regression" else len(self.names) if self.task in _FEWEST_CLASSES else 0
@@ -106,11 +112,11 @@ class Encoder:
         return about + (", ..." if len(self.names) > 8 else "")
 
     def _images(self, examples: Sequence[Example], progress: Any) -> EncodedSplit:
-        pixels = np.empty((len(examples), *self.reader.shape), dtype=np.uint8)
+        # Looked at here, and decoded again as the file is written: all of them may be more than memory holds.
         usable: list[Example] = []
         for example in examples:
             try:
-                pixels[len(usable)] = self.reader.decode(example.text)
+                self.reader.decode(example.text)
                 usable.append(example)
             except ValueError as error:
                 self.problems.add(example.place.error(str(error)))
@@ -118,13 +124,22 @@ class Encoder:
         self._require_usable(usable)
         values = [example.label for example in usable]
         id_bytes, id_offsets = store.ragged_text([example.id for example in usable])
-        arrays = {
-            "pixels": pixels[: len(usable)],
+        shape = (len(usable), *self.reader.shape)
+        arrays: dict[str, store.Array] = {
+            "pixels": store.StreamedArray(shape, np.dtype(np.uint8), lambda: self._pixels(usable)),
             "labels": labels.to_array("classification", self.names, values),
             "id_bytes": id_bytes,
             "id_offsets": id_offsets,
         }
         return EncodedSplit(arrays, len(usable), np.zeros(1, dtype=np.int64), 0, self._about_classes(values))
+
+    def _pixels(self, examples: Sequence[Example]) -> Iterator[np.ndarray]:
+        for example in examples:
+            try:
+                pixels = self.reader.decode(example.text)
+            except ValueError as error:
+                raise example.place.error(f"{error}; it was another file a moment ago: leave the images alone meanwhile") from None
+            yield pixels
 
     def _seq2seq(self, examples: Sequence[Example], progress: Any) -> EncodedSplit:
         encode, options = self.reader.encode, self.options

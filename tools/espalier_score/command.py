@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from espalier_prepare.errors import InputError
+from espalier_prepare.errors import InputError, run_program
 
 from .classes import class_metrics, number_metrics, to_number
 from .generated import Decoder, read_generated, write_texts
@@ -139,12 +138,4 @@ def _names(wanted: str | None, references: References) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
-    try:
-        run(options)
-    except InputError as error:
-        print(f"score.py: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"score.py: {error.filename or options.text_output}: {error.strerror or error}", file=sys.stderr)
-        return 5
-    return 0
+    return run_program("score.py", lambda: run(options), options.text_output)

@@ -6,11 +6,16 @@ from __future__ import annotations
 import hashlib
 import json
 import unittest
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 from PIL import Image
 from prepare_case import PrepareTest
+
+from espalier_prepare import images, store
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -182,6 +187,36 @@ class PrepareImagesTest(PrepareTest):
         self.assertTrue((self.array("train", "pixels")[2] == RED).all())
         malformed = json.loads(self.attribute("prepare_counts"))["malformed"]
         self.assertEqual(malformed, {"cut.png": 1, "text.png": 1, "notes.doc": 1, "deep.png": 1, "empty": 1})
+
+    def test_images_are_written_one_by_one_as_if_all_were_held(self) -> None:
+        self.folder_of_two_classes()
+        arguments = ["--dataset", "image_folder", "--folder", self.data]
+        self.prepared(*arguments)
+        write, found = store.write_dataset, self.output.read_bytes()
+
+        def write_held(path: Path, attributes: Mapping[str, Any], splits: Mapping[str, Mapping[str, Any]]) -> None:
+            pixels = splits["train"]["pixels"]
+            self.assertIsInstance(pixels, store.StreamedArray)
+            held = {split: {**arrays, "pixels": np.stack(list(arrays["pixels"].blocks()))} for split, arrays in splits.items()}
+            write(path, attributes, held)
+
+        with mock.patch.object(store, "write_dataset", write_held):
+            self.prepared(*arguments)
+        self.assertEqual(self.output.read_bytes(), found)
+
+    def test_an_image_that_changes_meanwhile_is_named(self) -> None:
+        self.folder_of_two_classes()
+        changed, decode = self.data / "dog/1.png", images.ImageDecoder.decode
+
+        def decode_and_spoil(decoder: images.ImageDecoder, path: str) -> np.ndarray:
+            pixels = decode(decoder, path)
+            if Path(path) == changed:
+                changed.write_text("no image")
+            return pixels
+
+        with mock.patch.object(images.ImageDecoder, "decode", decode_and_spoil):
+            stderr = self.refused("--dataset", "image_folder", "--folder", self.data)
+        self.expect(stderr, f"{changed}: expected an image", "another file a moment ago")
 
     def test_malformed_lines_of_a_list_are_named(self) -> None:
         self.image("1.png")

@@ -110,6 +110,12 @@ class WhatIsWritten(PrepareTest):
         self.assertEqual(self.rows("test"), [[CLS, *ids_of('b, "c" d'), SEP]])
         self.assertEqual((self.ids("train"), self.ids("test")), (["t.csv:2", "t.csv:5"], ["t.csv:3"]))
 
+    def test_a_document_may_be_one_field_of_a_table(self) -> None:
+        text = " ".join(["a b"] * 50_000)  # the csv module's own limit is 131,072 characters
+        source = self.write("t.csv", f'text,y\n"{text}",0\nc,1\n')
+        self.prepared("--train", source, "--text", "text", "--label", "y", "--max-length", 200_000)
+        self.assertEqual(self.rows("train"), [[CLS, *ids_of(text), SEP], [CLS, *ids_of("c"), SEP]])
+
     def test_ratings_become_classes_and_the_dropped_are_counted(self) -> None:
         ratings = [0.25, 0.2, -0.2, -0.25, 3, -4, 0]
         source = self.write("t.tsv", "".join(f"a\t{rating}\n" for rating in ratings))

@@ -9,7 +9,7 @@ from unittest import mock
 
 import numpy as np
 from prepare_case import EOS, PrepareTest, ids_of, save_tokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from espalier_prepare import encoding
 
@@ -179,6 +179,17 @@ class CausalLm(PrepareTest):
         stderr = self.refused("--train", one, "--no-header", "--task", "causal_lm", "--text", 0)
         self.expect(stderr, "found no end token", "--eos-token-id")
 
+    def test_a_text_without_tokens_is_named_as_such(self) -> None:
+        file = str(self.tokenizer / "tokenizer.json")
+        tokenizer = Tokenizer.from_file(file)
+        tokenizer.normalizer = normalizers.Replace("h", "")
+        tokenizer.save(file)
+        source = self.write("t.tsv", "a b\tc\nh\th\n")
+        arguments = ("--train", source, "--no-header", "--task", "causal_lm", "--text", 0)
+        self.expect(self.refused(*arguments), f"{source}:2: expected a text with at least one token, found none")
+        stderr = self.refused(*arguments, "--target", 1)
+        self.expect(stderr, f"{source}:2: expected an answer with a token, found none")
+
     def test_plain_text_becomes_blocks(self) -> None:
         one, two = self.write("one.txt", "a b c\nd e\n"), self.write("two.txt", "f g\r\nh")
         for name, length, blocks in (
@@ -249,6 +260,11 @@ class ManyLabels(PrepareTest):
         self.assertEqual(self.array("train", "labels_shade").tolist(), [0, 1, 0])
         columns = json.loads(self.attribute("label_columns"))
         self.assertEqual(columns, {"size": ["big", "small"], "shade": ["3", "4"]})
+
+    def test_a_further_column_of_one_class_is_refused(self) -> None:
+        source = self.write("t.csv", "t,y,size\na,1,big\nb,0,big\n")
+        stderr = self.refused("--train", source, "--text", "t", "--label", "y", "--extra-label", "size")
+        self.expect(stderr, "--extra-label size: expected at least two classes", "found ['big']")
 
     def test_further_numbers_stay_numbers(self) -> None:
         source = self.write("t.csv", "t,y,z\na,1,2.5\nb,0,-1\n")

@@ -202,6 +202,16 @@ class PrepareVisualTest(PrepareTest):
             self.write_features({"x": self.image(1)}, boxes, size)
             self.expect(self.refused(*self.visual("vqa", "--train", train)), f"{self.features}: x", piece)
 
+    def test_the_image_that_lacks_boxes_is_named(self) -> None:
+        good = {"sent": "a", "label": {"red": 1}}
+        self.write_features({"bare": self.image(1)})
+        with h5py.File(self.features, "a") as file:
+            file["boxed/features"], file["boxed/boxes"] = self.image(2), np.full((2, 4), 0.5)
+        for names in (("boxed", "bare"), ("bare", "boxed")):
+            rows = [{**good, "img_id": name, "question_id": number} for number, name in enumerate(names)]
+            stderr = self.refused(*self.visual("vqa", "--train", self.write_json("train.json", rows)))
+            self.expect(stderr, f"train.json:2: {self.features}: {names[1]}: expected boxes", "found some of boxed and none of bare")
+
     def test_questions_without_annotation_and_broken_files_are_refused(self) -> None:
         questions = self.vqa_files()
         self.write_features({"7": self.image(1), "9": self.image(1)})

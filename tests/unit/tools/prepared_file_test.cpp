@@ -67,6 +67,7 @@ TEST_F(PreparedFile, OfClassifiedPairsReadsBack) {
   EXPECT_THAT(dataset.info().label_names, testing::ElementsAre("no", "yes"));
   EXPECT_EQ(dataset.info().vocab_size, 5);
   EXPECT_EQ(dataset.info().max_length, 6);
+  EXPECT_THAT(dataset.info().content_digest, testing::StartsWith("sha256:"));
   const NamedTensors batch = dataset.split("train").collate({0, 1}, 6, 4, 0);
   EXPECT_TRUE(at::equal(batch.at("input_ids"), row({1, 2, 3, 4, 1, 3, 2, 0}).view({2, 4})));
   EXPECT_TRUE(at::equal(batch.at("attention_mask"), row({1, 1, 1, 1, 1, 1, 1, 0}).view({2, 4})));
