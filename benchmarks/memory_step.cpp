@@ -24,14 +24,14 @@ model::NamedTensors random_batch(const model::Backbone& backbone, const Shape& s
   if (backbone.chain.front().patch_embedding) {
     batch["pixel_values"] = at::randn({shape.rows, 3, 224, 224});
   } else {
-    batch["input_ids"] = at::randint(2, 30000, {shape.rows, shape.tokens}, at::kLong);
+    batch["input_ids"] = at::randint(2, backbone.vocab_size, {shape.rows, shape.tokens}, at::kLong);
     batch["attention_mask"] = at::ones({shape.rows, shape.tokens}, at::kLong);
   }
   if (!backbone.head().is_language_model) {
     batch["labels"] = at::zeros({shape.rows}, at::kLong);
   } else {
     batch["labels"] = shape.target_tokens == 0 ? batch["input_ids"].clone()
-                                               : at::randint(2, 30000, {shape.rows, shape.target_tokens}, at::kLong);
+                                               : at::randint(2, backbone.vocab_size, {shape.rows, shape.target_tokens}, at::kLong);
   }
   model::complete_decoder_inputs(backbone, batch);
   return batch;

@@ -24,7 +24,8 @@ struct Adapter {
 };
 
 /// Writes into `folder`, atomically (temporary folder, fsync, rename); an adapter that is there is replaced.
-/// Throws: IoError; ConfigError when `folder` holds something else.
+/// Collective: no; one rank writes. Throws: IoError; ConfigError when `folder` holds something else; InternalError when
+/// the description lacks a key that the caller gives.
 void write_adapter(const std::filesystem::path& folder, const Adapter& adapter);
 /// Verifies description and tensors by their digests before anything else looks at them.
 /// Throws: IoError (damaged or incomplete), ConfigError (not an adapter, other format version).

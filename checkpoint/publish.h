@@ -16,7 +16,8 @@ std::filesystem::path temporary_of(const std::filesystem::path& folder);
 void settle_leftovers(const std::filesystem::path& folder);
 
 /// Puts the finished temporary_of(folder), all of whose files are durable, in the place of `folder`; durable on return.
-/// Throws: IoError, and then `folder` is as before.
+/// Throws: IoError; `folder` is then as before, or already the new one where only making its name durable or removing
+/// the old one failed.
 void publish_folder(const std::filesystem::path& folder);
 
 /// Takes `folder` away so that no crash leaves a part of it under its name. Throws: IoError.

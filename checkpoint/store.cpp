@@ -58,22 +58,10 @@ void settle_all_leftovers(const fs::path& root) {
   for (const fs::path& folder : folders) settle_leftovers(folder);
 }
 
-/// The text of the failure of `action`, empty if there was none.
-template <typename Action>
-std::string failure_of(const Action& action) {
-  try {
-    action();
-    return {};
-  } catch (const std::exception& error) {
-    const std::string text = error.what();
-    return text.empty() ? "an exception without text" : text;
-  }
-}
-
-/// Runs `action` on every rank. Collective: every rank.  Throws: IoError on every rank when it failed on any.
-template <typename Action>
-void together(dist::Communicator& control, const char* what, const Action& action) {
-  dist::require_all(control, failure_of(action), static_cast<int>(ExitCode::kStorage), what);
+/// Runs `action` on every rank. Collective: every rank.  Throws: on every rank when it failed on any; an IoError,
+/// unless it was a defect or the lack of memory.
+void run_together(dist::Communicator& control, const char* what, const std::function<void()>& action) {
+  dist::together(control, what, action, ExitCode::kStorage);
 }
 
 }  // namespace
@@ -110,13 +98,7 @@ Hdf5File LoadedCheckpoint::open(const std::string& name) const {
 
 CheckpointStore::CheckpointStore(fs::path root, dist::Communicator& control, int keep)
     : root_(std::move(root)), control_(control), keep_(keep) {
-  std::error_code error;
-  const bool is_new = fs::create_directories(root_, error);
-  if (error || !fs::is_directory(root_, error)) {
-    throw IoError(fmt::format("{}: the folder for checkpoints cannot be made: {}", root_.string(),
-                              error ? error.message() : "there is a file of this name"));
-  }
-  if (is_new) fsync_folder(fs::absolute(root_).parent_path());
+  make_folder_durably(root_);
 }
 
 fs::path CheckpointStore::folder_of(std::int64_t step) const {
@@ -132,22 +114,22 @@ fs::path CheckpointStore::save(std::int64_t step, const NamedTensors& tensors, c
   const fs::path temporary = temporary_of(folder);
   const bool leads = control_.rank() == 0;
   try {
-    together(control_, "making the checkpoint's folder", [&] {
+    run_together(control_, "making the checkpoint's folder", [&] {
       if (!leads) return;
       before("prepare", temporary);
       settle_all_leftovers(root_);
       fs::create_directory(temporary);
     });
     std::string part;
-    together(control_, "writing the checkpoint", [&] { part = write_own_file(temporary, tensors); });
+    run_together(control_, "writing the checkpoint", [&] { part = write_own_file(temporary, tensors); });
     std::vector<std::string> parts;
     parts.reserve(static_cast<std::size_t>(control_.num_ranks()));
     for (int rank = 0; rank < control_.num_ranks(); ++rank) parts.push_back(dist::broadcast_text(control_, part, rank));
-    together(control_, "committing the checkpoint", [&] {
+    run_together(control_, "committing the checkpoint", [&] {
       if (leads) commit(step, parts, state);
     });
   } catch (const Error&) {
-    std::error_code ignored;  // the first failure is the one to report; the next save tries again
+    std::error_code ignored;  // the first failure is the one to report; a later run's save settles what stays
     if (leads) fs::remove_all(temporary, ignored);
     throw;
   }
@@ -197,8 +179,11 @@ void CheckpointStore::commit(std::int64_t step, const std::vector<std::string>& 
   write_file_durably(manifest_file, to_text(manifest));
   before("commit", folder);
   publish_folder(folder);
-  const std::string failure = failure_of([&] { prune(step); });
-  if (!failure.empty()) log_warning("checkpoint", "{} is saved, but older ones stay: {}", folder.string(), failure);
+  try {
+    prune(step);
+  } catch (const std::exception& error) {  // whatever it is: the checkpoint is there
+    log_warning("checkpoint", "{} is saved, but older ones stay: {}", folder.string(), error.what());
+  }
 }
 
 void CheckpointStore::prune(std::int64_t newest_step) const {
@@ -227,12 +212,12 @@ Manifest CheckpointStore::verify_over_ranks(std::int64_t step) const {
   const fs::path manifest_file = folder / kManifestName;
   // Rank 0 reads the manifest for all, so that they judge the same bytes; each file is hashed by one rank.
   std::string text;
-  together(control_, "reading a checkpoint's manifest", [&] {
+  run_together(control_, "reading a checkpoint's manifest", [&] {
     if (control_.rank() == 0) text = read_file(manifest_file);
   });
   text = dist::broadcast_text(control_, text);
   Manifest manifest;
-  together(control_, "verifying a checkpoint", [&] {
+  run_together(control_, "verifying a checkpoint", [&] {
     manifest = parse_manifest(text, manifest_file);
     if (manifest.step != step) {
       throw IoError(fmt::format("{}: expected step {}, found {}", manifest_file.string(), step, manifest.step));
@@ -247,7 +232,7 @@ Manifest CheckpointStore::verify_over_ranks(std::int64_t step) const {
 
 std::unique_ptr<LoadedCheckpoint> CheckpointStore::load_latest() {
   std::string listed;
-  together(control_, "listing the checkpoints", [&] {
+  run_together(control_, "listing the checkpoints", [&] {
     if (control_.rank() == 0) listed = nlohmann::json(steps()).dump();
   });
   const auto candidates =
@@ -261,12 +246,11 @@ std::unique_ptr<LoadedCheckpoint> CheckpointStore::load_latest() {
       problems += fmt::format("\n  {}", error.what());
     }
   }
-  together(control_, "finding a checkpoint to resume from", [&] {
-    if (!problems.empty()) {
-      throw IoError(fmt::format("{}: expected a good one among {}, found none; move them away to start anew:{}",
-                                root_.string(), candidates.size(), problems));
-    }
-  });
+  if (!problems.empty()) {
+    dist::throw_agreed<IoError>(
+        fmt::format("{}: expected a good one among {}, found none; move them away to start anew:{}", root_.string(),
+                    candidates.size(), problems));
+  }
   return nullptr;
 }
 

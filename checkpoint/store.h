@@ -62,7 +62,8 @@ class CheckpointStore {
   /// Writes this rank's tensors (maybe none; a name comes from one rank only) and rank 0's `state`.
   /// Durable when it returns. A checkpoint of the same step is replaced; failing to remove old ones is only a warning.
   /// Collective: every rank of `control`.
-  /// Throws: IoError, on every rank or on none; the older checkpoints are untouched then.
+  /// Throws: IoError, on every rank or on none; the older checkpoints are untouched then. A defect and a lack of memory
+  /// are InternalErrors, alike.
   std::filesystem::path save(std::int64_t step, const NamedTensors& tensors, const nlohmann::json& state);
 
   /// The newest good checkpoint, agreed on by all ranks; damaged ones are named in a warning and passed over.

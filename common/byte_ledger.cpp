@@ -22,10 +22,6 @@ std::string_view to_string(MemoryKind kind) {
       return "gradient";
     case MemoryKind::kOptimizer:
       return "optimizer";
-    case MemoryKind::kActivation:
-      return "activation";
-    case MemoryKind::kTap:
-      return "tap";
     case MemoryKind::kKept:
       return "kept";
     case MemoryKind::kNumKinds:
@@ -59,11 +55,6 @@ std::int64_t ByteLedger::traffic(std::string_view operation, std::string_view la
 std::map<std::string, std::int64_t> ByteLedger::traffic() const {
   const std::scoped_lock lock(mutex_);
   return traffic_;
-}
-
-void ByteLedger::reset_traffic() {
-  const std::scoped_lock lock(mutex_);
-  traffic_.clear();
 }
 
 }  // namespace espalier

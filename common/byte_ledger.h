@@ -19,8 +19,6 @@ enum class MemoryKind {
   kTrained,
   kGradient,
   kOptimizer,
-  kActivation,
-  kTap,
   kKept,  ///< neither trained nor as stored: rests of weights that a method split
   kNumKinds
 };
@@ -40,7 +38,6 @@ class ByteLedger {
   [[nodiscard]] std::int64_t traffic(std::string_view operation, std::string_view label) const;
   /// All counters, keyed "operation/label".
   [[nodiscard]] std::map<std::string, std::int64_t> traffic() const;
-  void reset_traffic();
 
  private:
   mutable std::mutex mutex_;

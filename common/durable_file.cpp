@@ -90,6 +90,20 @@ void write_file_durably(const std::filesystem::path& path, std::string_view cont
   }
 }
 
+void make_folder_durably(const std::filesystem::path& folder) {
+  std::error_code ignored;
+  if (std::filesystem::is_directory(folder, ignored)) {
+    return;
+  }
+  const auto above = folder_of(folder);
+  make_folder_durably(above);
+  const int cause = ::mkdir(folder.c_str(), 0777) == 0 ? 0 : errno;
+  if (cause != 0 && !std::filesystem::is_directory(folder, ignored)) {  // else another process was faster
+    fail(folder, "make the folder", cause);
+  }
+  fsync_folder(above);
+}
+
 void fsync_file(const std::filesystem::path& file) {
   const Descriptor descriptor(file, O_RDONLY, "open for fsync");
   fsync_or_fail(descriptor, file);

@@ -14,6 +14,9 @@ namespace espalier {
 /// exist.
 void write_file_durably(const std::filesystem::path& path, std::string_view contents);
 
+/// Makes `folder` and those above it that are missing, each name durable; several processes may do so at a time.
+void make_folder_durably(const std::filesystem::path& folder);
+
 void fsync_file(const std::filesystem::path& file);
 void fsync_folder(const std::filesystem::path& folder);
 

@@ -2,6 +2,7 @@
 // One exception type per cause. A type says who can mend the failure, and thereby the exit code of the process.
 #pragma once
 
+#include <exception>
 #include <stdexcept>
 #include <string>
 
@@ -15,7 +16,7 @@ enum class ExitCode : int {
   kNumeric = 3,   ///< a loss or gradient that is not finite
   kComm = 4,      ///< communication or watchdog
   kStorage = 5,   ///< reading or writing files failed
-  kStopped = 75,  ///< stopped on request, resumable
+  kStopped = 75,  ///< stopped on request, resumable: no failure, so no exception carries it
 };
 
 /// Base of all. The text says what was expected, what was found and what to do.
@@ -48,15 +49,16 @@ class IoError : public Error {
  public:
   explicit IoError(const std::string& message) : Error(ExitCode::kStorage, message) {}
 };
-/// Not a failure: the job was asked to stop, has saved, and can be resumed.
-class StopRequest : public Error {
- public:
-  explicit StopRequest(const std::string& message) : Error(ExitCode::kStopped, message) {}
-};
 /// A broken promise inside Espalier; report it.
 class InternalError : public Error {
  public:
   explicit InternalError(const std::string& message) : Error(ExitCode::kInternal, message) {}
 };
+
+/// An error's own code, or kInternal for a foreign exception.
+inline ExitCode exit_code_of(const std::exception& error) {
+  const auto* own = dynamic_cast<const Error*>(&error);
+  return own != nullptr ? own->exit_code() : ExitCode::kInternal;
+}
 
 }  // namespace espalier

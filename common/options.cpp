@@ -65,12 +65,6 @@ struct ValueTraits<std::string> {
   static std::optional<std::string> parse(const std::string& text) { return text; }
   static std::string format(const std::string& value) { return value; }
 };
-template <>
-struct ValueTraits<std::filesystem::path> {
-  static constexpr std::string_view kName = "path";
-  static std::optional<std::filesystem::path> parse(const std::string& text) { return text; }
-  static std::string format(const std::filesystem::path& value) { return value.string(); }
-};
 template <typename Element>
 struct ValueTraits<std::vector<Element>> {
   static constexpr std::string_view kName = std::same_as<Element, std::string> ? "list of texts" : "list of integers";
@@ -107,7 +101,7 @@ class BoundOption final : public Option {
     return true;
   }
   [[nodiscard]] bool is_default_allowed() const override {
-    // An empty text or path may stand for "not given".
+    // An empty text may stand for "not given".
     return is_allowed(variable_) || value_text().empty();
   }
   [[nodiscard]] std::string_view type_text() const override { return ValueTraits<Value>::kName; }
@@ -122,7 +116,7 @@ class BoundOption final : public Option {
   }
   template <typename Element>
   [[nodiscard]] bool allows_one(const Element& element) const {
-    if constexpr (std::same_as<Element, bool> || std::same_as<Element, std::filesystem::path>) {
+    if constexpr (std::same_as<Element, bool>) {
       return true;
     } else if constexpr (std::same_as<Element, std::string>) {
       return allows(element);
@@ -238,7 +232,6 @@ template Option& OptionTable::add(std::string, std::int64_t&);
 template Option& OptionTable::add(std::string, std::uint64_t&);
 template Option& OptionTable::add(std::string, double&);
 template Option& OptionTable::add(std::string, std::string&);
-template Option& OptionTable::add(std::string, std::filesystem::path&);
 template Option& OptionTable::add(std::string, IntegerList&);
 template Option& OptionTable::add(std::string, TextList&);
 

@@ -7,7 +7,6 @@
 
 #include <concepts>
 #include <cstdint>
-#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
@@ -20,9 +19,8 @@ enum class OptionSource { kDefault, kFile, kFlag };
 
 /// What an option can hold. Lists are written "1,2,5" and "a,b"; "" is the empty list.
 template <typename Value>
-concept OptionValue =
-    std::same_as<Value, bool> || std::same_as<Value, std::int64_t> || std::same_as<Value, std::uint64_t> ||
-    std::same_as<Value, double> || std::same_as<Value, std::string> || std::same_as<Value, std::filesystem::path> ||
+concept OptionValue = std::same_as<Value, bool> || std::same_as<Value, std::int64_t> ||
+    std::same_as<Value, std::uint64_t> || std::same_as<Value, double> || std::same_as<Value, std::string> ||
     std::same_as<Value, std::vector<std::int64_t>> || std::same_as<Value, std::vector<std::string>>;
 
 /// One declared option: a dotted key bound to a variable. Setters chain: table.add("a.b",
@@ -108,11 +106,10 @@ class OptionTable {
   /// From here on the scope's sections and flags (--objective.small.peft.lst.reduction=16) are kept in scoped_values().
   void add_scope(OptionScope scope);
 
-  /// Reads an INI file: [section] then key = value; '#' and ';' start comments at the begin of a line and after a
-  /// space. A value in double quotes is taken as it is, with \" \\ \n \t inside. Throws: ConfigError naming file and
-  /// line for anything unknown (with the nearest known key), malformed, twice or out of range.
-  void read_file(const std::filesystem::path& path);
-  /// Reads text as if it were a file called `name`.
+  /// Reads the text of an INI file called `name`: [section] then key = value; '#' and ';' start comments at the begin
+  /// of a line and after a space. A value in double quotes is taken as it is, with \" \\ \n \t inside. Throws:
+  /// ConfigError naming file and line for anything unknown (with the nearest known key), malformed, twice or out of
+  /// range.
   void read_text(std::string_view text, const std::string& name);
   /// Reads flags: --section.key=value, --section.key value; a bare bool flag means true. Leaves nothing unread:
   /// unknown words throw, and so does a flag given twice. Throws: ConfigError.

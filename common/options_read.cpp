@@ -10,7 +10,6 @@
 #include <utility>
 
 #include "common/check.h"
-#include "common/durable_file.h"
 #include "common/error.h"
 #include "common/options.h"
 #include "common/options_detail.h"
@@ -135,17 +134,6 @@ void OptionTable::check_section(const std::string& name, const std::string& orig
   }
   throw ConfigError(fmt::format("{}: expected a known section, found [{}]; the nearest is [{}] (--help lists all)",
                                 origin, name, nearest));
-}
-
-void OptionTable::read_file(const std::filesystem::path& path) {
-  std::string text;
-  try {
-    text = espalier::read_file(path);
-  } catch (const IoError& error) {
-    // Naming a file that cannot be read is a mistake in the configuration.
-    throw ConfigError(fmt::format("expected a readable configuration file; {}", error.what()));
-  }
-  read_text(text, path.string());
 }
 
 void OptionTable::read_text(std::string_view text, const std::string& name) {

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common/random.h"
 
-#include <cmath>
-#include <numbers>
-
 #include "common/check.h"
 
 namespace espalier {
@@ -89,23 +86,6 @@ std::uint64_t PhiloxSequence::next_below(std::uint64_t bound) {
     value = next_u64();
   }
   return value % bound;
-}
-
-double PhiloxSequence::next_uniform() {
-  // The middle of one of 2^52 cells: neither end can come out, and the sum is exact in a double.
-  return (static_cast<double>(next_u64() >> 12) + 0.5) * 0x1p-52;
-}
-
-double PhiloxSequence::next_normal() {
-  if (has_spare_normal_) {
-    has_spare_normal_ = false;
-    return spare_normal_;
-  }
-  const double radius = std::sqrt(-2.0 * std::log(next_uniform()));
-  const double angle = 2.0 * std::numbers::pi * next_uniform();
-  spare_normal_ = radius * std::sin(angle);
-  has_spare_normal_ = true;
-  return radius * std::cos(angle);
 }
 
 }  // namespace espalier

@@ -48,18 +48,12 @@ class PhiloxSequence {
   std::uint64_t next_u64();
   /// Uniform on [0, bound), without modulo bias. Requires: bound > 0.
   std::uint64_t next_below(std::uint64_t bound);
-  /// Uniform on (0, 1).
-  double next_uniform();
-  /// Standard normal (Box-Muller).
-  double next_normal();
 
  private:
   std::uint64_t key_;
   std::uint64_t counter_ = 0;
   std::array<std::uint32_t, 4> block_{};
   int used_ = 4;
-  double spare_normal_ = 0;
-  bool has_spare_normal_ = false;
 };
 
 }  // namespace espalier

@@ -12,6 +12,7 @@
 #include <string_view>
 #include <utility>
 
+#include "common/check.h"
 #include "common/digest.h"
 #include "common/error.h"
 #include "data/dataset_reader.h"
@@ -123,7 +124,24 @@ void read_pixel_attributes(const DatasetReader& reader, DatasetInfo& info) {
   }
 }
 
-DatasetInfo read_info(const DatasetReader& reader, std::string content_digest) {
+/// Tells this file from others. What is mapped may be larger than memory, so the word of the writer, who saw all of it,
+/// is taken for the content; the size shows a file that somebody added to.
+std::string read_content_digest(const DatasetReader& reader) {
+  const auto& path = reader.file().path();
+  const auto stored = reader.file().text_attribute("/", "content_digest");
+  if (!stored) {
+    return digest_of_file(path);
+  }
+  constexpr std::string_view kPrefix = "sha256:";
+  constexpr std::size_t kDigits = 64;
+  if (!stored->starts_with(kPrefix) || stored->size() != kPrefix.size() + kDigits ||
+      stored->find_first_not_of("0123456789abcdef", kPrefix.size()) != std::string::npos) {
+    reader.refuse("attribute content_digest", "sha256: and 64 hexadecimal digits", fmt::format("'{}'", *stored));
+  }
+  return fmt::format("{} ({} bytes)", *stored, std::filesystem::file_size(path));
+}
+
+DatasetInfo read_info(const DatasetReader& reader) {
   DatasetInfo info;
   info.path = reader.file().path();
   const std::int64_t version = reader.integer("format_version", 0);
@@ -151,11 +169,19 @@ DatasetInfo read_info(const DatasetReader& reader, std::string content_digest) {
   rule.has_tokens ? read_token_attributes(reader, info) : read_pixel_attributes(reader, info);
   info.tokenizer_digest = reader.text("tokenizer_digest");
   info.source_digest = reader.text("source_digest");
-  info.content_digest = std::move(content_digest);
+  info.content_digest = read_content_digest(reader);
   return info;
 }
 
 }  // namespace
+
+std::int64_t Split::prompt_length(std::int64_t /*row*/) const {
+  ESPALIER_CHECK(false, "{}: a prompt to go on from", name());
+}
+
+at::Tensor Split::labels(const std::string& tensor) const {
+  ESPALIER_CHECK(false, "{}: {} that are not tokens", name(), tensor);
+}
 
 std::string_view to_string(TaskKind kind) {
   return rule_of(kind).name;
@@ -178,7 +204,7 @@ DatasetInfo with_label_column(DatasetInfo info, const std::string& column) {
   info.label_names = found->second;
   info.task = info.label_names.empty() ? TaskKind::kRegression : TaskKind::kClassification;
   info.num_labels = std::max<std::int64_t>(static_cast<std::int64_t>(info.label_names.size()), 1);
-  info.labels = "labels_" + column;
+  info.label_tensor = "labels_" + column;
   return info;
 }
 
@@ -189,7 +215,7 @@ Dataset Dataset::open(const std::filesystem::path& path) {
   }
   const DatasetReader reader(path);
   Dataset dataset;
-  dataset.info_ = read_info(reader, digest_of_file(path));
+  dataset.info_ = read_info(reader);
   for (const std::string& name : reader.file().children("/")) {
     if (std::find(kSplitNames.begin(), kSplitNames.end(), name) == kSplitNames.end()) {
       reader.refuse(name, fmt::format("only the groups {}", fmt::join(kSplitNames, ", ")), "one more object");

@@ -44,11 +44,11 @@ struct DatasetInfo {
   std::int64_t num_labels = 0;  ///< 0 where targets are tokens
   std::vector<std::string> label_names;
   std::map<std::string, std::vector<std::string>> label_columns;  ///< further ones: class names, none for numbers
-  std::string labels = "labels";                                  ///< the tensor of a batch that holds what is learned
+  std::string label_tensor = "labels";                            ///< the tensor of a batch that holds what is learned
   std::int64_t pad_token_id = 0;
   std::int64_t vocab_size = 0;  ///< 0 for images
   std::string tokenizer_digest, source_digest;
-  std::string content_digest;                ///< XXH3-128 of the file, for checkpoints
+  std::string content_digest;                ///< tells files apart, for checkpoints
   std::int64_t max_length = 0;               ///< the truncation that prepare.py applied; 0 for images
   std::vector<float> pixel_mean, pixel_std;  ///< of each channel; images only
 };
@@ -73,8 +73,12 @@ class Split {
   /// gives. A causal label at position 0 does not count: nothing stands before it to predict it from.
   /// multiple_choice: those of the right choice.
   [[nodiscard]] virtual std::int64_t num_targets(std::int64_t row, std::int64_t max_length) const = 0;
-  /// Input tokens from which generation goes on: the prompt of causal_lm and of the first choice, else the whole input.
-  [[nodiscard]] virtual std::int64_t prompt_length(std::int64_t row) const = 0;
+  /// Input tokens from which generation goes on: the prompt of causal_lm; without one, and for seq2seq, the whole
+  /// input. Requires: one of these tasks.
+  [[nodiscard]] virtual std::int64_t prompt_length(std::int64_t row) const;
+  /// Labels of all rows in the order of the file, [N] or [N, L]: what collate() gives as `tensor` (labels or
+  /// labels_<name>), without reading inputs. Requires: a task whose labels are not tokens, and a `tensor` it has.
+  [[nodiscard]] virtual at::Tensor labels(const std::string& tensor) const;
   /// Rows in the given order, cut to their first `max_length` tokens, padded on the right to the longest of them
   /// rounded up to `pad_multiple`, or to `fixed_length` if that is not 0. Targets of seq2seq are not cut, and padded to
   /// `pad_multiple` alone. Images ignore all three. Requires: rows is not empty, every row in [0, num_rows()),
@@ -86,6 +90,7 @@ class Split {
 
 class Dataset {
  public:
+  /// A file without the attribute content_digest, as prepare.py once wrote them, is read whole to make one.
   /// Throws: ConfigError naming file and object for everything that is missing, of the wrong type or out of range.
   static Dataset open(const std::filesystem::path& path);
   [[nodiscard]] const DatasetInfo& info() const { return info_; }

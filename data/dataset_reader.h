@@ -19,6 +19,7 @@
 namespace espalier::data {
 
 /// Thread: one thread per object: it remembers which arrays were read.
+/// Throws: ConfigError as refuse(), every reader and check, for what is absent, of another kind or out of range.
 class DatasetReader {
  public:
   explicit DatasetReader(const std::filesystem::path& path) : file_(Hdf5File::open(path)) {}

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Images with a class each. Pixels stay in the file and are mapped: a split may be larger than memory, a run that never
-// asks for the test images never reads them, and the ranks of a machine share what is read.
+// Images with a class each. Pixels stay in the file and are mapped: a split may be larger than memory, the ranks of a
+// machine share what is read, and a run that never asks for the test images never reads them (in a file without a
+// content_digest: but for making one).
 #include <ATen/ATen.h>
 
 #include <functional>
@@ -40,7 +41,11 @@ class ImageSplit final : public Split {
   std::int64_t num_rows() const override { return pixels_.size(0); }
   std::int64_t length(std::int64_t /*row*/) const override { return 1; }
   std::int64_t num_targets(std::int64_t /*row*/, std::int64_t /*max_length*/) const override { return 1; }
-  std::int64_t prompt_length(std::int64_t /*row*/) const override { return 1; }
+
+  at::Tensor labels(const std::string& tensor) const override {
+    ESPALIER_CHECK(tensor == "labels", "{}: {}", name_, tensor);
+    return labels_.clone();
+  }
 
   NamedTensors collate(const std::vector<std::int64_t>& rows, std::int64_t /*max_length*/,
                        std::int64_t /*pad_multiple*/, std::int64_t /*fixed_length*/) const override {

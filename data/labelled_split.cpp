@@ -3,38 +3,13 @@
 // columns of classes or numbers.
 #include <ATen/ATen.h>
 
-#include <algorithm>
 #include <cmath>
-#include <utility>
 
+#include "common/check.h"
 #include "data/text_split.h"
 
 namespace espalier::data {
 namespace {
-
-// One of the two lists is empty. [rows], or [rows, num_columns] if that is not 0
-struct LabelColumn {
-  std::string name;
-  std::int64_t num_columns = 0;
-  std::vector<std::int64_t> classes = {};
-  std::vector<float> numbers = {};
-};
-
-template <typename T>
-at::Tensor gather(const std::vector<T>& values, std::int64_t num_columns, const std::vector<std::int64_t>& rows,
-                  at::ScalarType type) {
-  std::vector<std::int64_t> shape = {static_cast<std::int64_t>(rows.size())};
-  if (num_columns > 0) {
-    shape.push_back(num_columns);
-  }
-  auto labels = at::empty(shape, type);  // [B] or [B, L]
-  auto* out = labels.mutable_data_ptr<T>();
-  const std::int64_t per_row = std::max<std::int64_t>(num_columns, 1);
-  for (const std::int64_t row : rows) {
-    out = std::copy_n(values.data() + row * per_row, per_row, out);
-  }
-  return labels;
-}
 
 class LabelledSplit final : public TextSplit {
  public:
@@ -57,29 +32,36 @@ class LabelledSplit final : public TextSplit {
   }
 
   std::int64_t num_targets(std::int64_t /*row*/, std::int64_t /*max_length*/) const override {
-    return std::max<std::int64_t>(columns_.front().num_columns, 1);
+    const at::Tensor& values = columns_.at("labels");
+    return values.dim() == 2 ? values.size(1) : 1;
+  }
+
+  at::Tensor labels(const std::string& tensor) const override {
+    const auto found = columns_.find(tensor);
+    ESPALIER_CHECK(found != columns_.end(), "{}: {}", name(), tensor);
+    return found->second.clone();
   }
 
  private:
   void read_classes(const DatasetReader& reader, const std::string& column, std::int64_t num_classes) {
-    columns_.push_back({.name = column, .classes = reader.classes(name() + "/" + column, num_rows(), num_classes)});
+    columns_[column] = at::tensor(reader.classes(name() + "/" + column, num_rows(), num_classes), at::kLong);
   }
 
   void read_numbers(const DatasetReader& reader, const std::string& column) {
     const std::string array = name() + "/" + column;
-    auto numbers = reader.list<float>(array, {Hdf5Type::kFloat32, Hdf5Type::kFloat64}, "float32");
+    const auto numbers = reader.list<float>(array, {Hdf5Type::kFloat32, Hdf5Type::kFloat64}, "float32");
     expect_rows(reader, array, numbers.size());
     for (std::size_t row = 0; row < numbers.size(); ++row) {
       if (!std::isfinite(numbers[row])) {
         reader.refuse(array, "finite targets", fmt::format("{} in row {}", numbers[row], row));
       }
     }
-    columns_.push_back({.name = column, .numbers = std::move(numbers)});
+    columns_[column] = at::tensor(numbers);
   }
 
   void read_zeros_and_ones(const DatasetReader& reader, const std::string& column, std::int64_t num_labels) {
     const std::string array = name() + "/" + column;
-    auto values = reader.list<float>(array, {Hdf5Type::kFloat32, Hdf5Type::kFloat64}, "float32", num_labels);
+    const auto values = reader.list<float>(array, {Hdf5Type::kFloat32, Hdf5Type::kFloat64}, "float32", num_labels);
     const auto per_row = static_cast<std::size_t>(num_labels);
     expect_rows(reader, array, values.size() / per_row);
     for (std::size_t i = 0; i < values.size(); ++i) {
@@ -88,7 +70,7 @@ class LabelledSplit final : public TextSplit {
                       fmt::format("{} for label {} in row {}", values[i], i % per_row, i / per_row));
       }
     }
-    columns_.push_back({.name = column, .num_columns = num_labels, .numbers = std::move(values)});
+    columns_[column] = at::tensor(values).view({-1, num_labels});
   }
 
   void expect_rows(const DatasetReader& reader, const std::string& array, std::size_t found) const {
@@ -97,13 +79,13 @@ class LabelledSplit final : public TextSplit {
 
   void add_labels(NamedTensors& batch, const std::vector<std::int64_t>& rows, std::int64_t /*max_length*/,
                   std::int64_t /*pad_multiple*/) const override {
-    for (const LabelColumn& column : columns_) {
-      batch[column.name] = column.classes.empty() ? gather(column.numbers, column.num_columns, rows, at::kFloat)
-                                                  : gather(column.classes, column.num_columns, rows, at::kLong);
+    const auto index = at::tensor(rows, at::kLong);
+    for (const auto& [column, values] : columns_) {
+      batch[column] = values.index_select(/*dim=*/0, index);
     }
   }
 
-  std::vector<LabelColumn> columns_;  // labels first
+  NamedTensors columns_;  // labels and labels_<name>: [N], or [N, L] of several labels
 };
 
 }  // namespace

@@ -30,15 +30,10 @@ void shuffle_items(std::int64_t count, PhiloxSequence& random, const Swap& swap_
 }
 
 void check(const DataConfig& config, std::int64_t num_rows) {
-  const auto expect_positive = [](const char* key, std::int64_t value) {
-    if (value < 1) {
-      throw ConfigError(fmt::format("{}: expected at least 1, found {}", key, value));
-    }
-  };
-  expect_positive("data.global_batch_size", config.global_batch_size);
-  expect_positive("data.max_length", config.max_length);
-  expect_positive("data.pad_multiple", config.pad_multiple);
-  if (config.micro_batch_size < 0 || config.micro_batch_size > config.global_batch_size) {
+  // The options' own bounds are the table's; here stand the two that the arithmetic below needs.
+  ESPALIER_CHECK(config.global_batch_size > 0 && config.micro_batch_size >= 0, "batches of {} and {} rows",
+                 config.global_batch_size, config.micro_batch_size);
+  if (config.micro_batch_size > config.global_batch_size) {
     throw ConfigError(
         fmt::format("data.micro_batch_size: expected 0 (the global batch) to {} (data.global_batch_size), found {}",
                     config.global_batch_size, config.micro_batch_size));
@@ -73,16 +68,17 @@ void describe(OptionTable& table, DataConfig& config) {
       .unit("rows")
       .at_least(0)
       .help(
-          "Rows that go through the pipeline together; 0 is the global batch. Smaller: less memory and shorter "
-          "pipeline bubbles, "
-          "more overhead. The layout (stages, replicas) never changes it.");
+          "Rows that go through the pipeline together; 0: the global batch, for one replica of one stage. Every "
+          "replica needs a micro-batch of its own in each step, and as many as it has stages to keep all of them busy. "
+          "Smaller: less memory and shorter pipeline bubbles, more overhead. The layout (stages, replicas) never "
+          "changes it.");
   table.add("data.max_length", config.max_length)
       .unit("tokens")
-      .at_least(1)
+      .at_least(0)
       .help(
-          "Rows are cut to their first so many tokens. tools/prepare.py --max-length cuts better: it keeps the special "
-          "tokens at "
-          "the end.");
+          "Rows are cut to their first so many tokens. 0: they stay as the file has them. tools/prepare.py "
+          "--max-length "
+          "cuts better: it keeps the special tokens at the end.");
   table.add("data.pad_multiple", config.pad_multiple)
       .unit("tokens")
       .at_least(1)

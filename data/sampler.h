@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,14 +16,18 @@ namespace espalier::data {
 
 struct DataConfig {
   std::string path;
-  std::string label_column;  ///< empty: the file's labels
-  std::int64_t global_batch_size = 32;
-  std::int64_t micro_batch_size = 0;  ///< 0: the global batch
-  std::int64_t max_length = 512;
-  std::int64_t pad_multiple = 8;
-  std::int64_t fixed_length = 0;  ///< 0: the longest row of the micro-batch
-  bool shuffle = true;
-  bool group_by_length = false;
+  std::string label_column;             ///< empty: the file's labels
+  std::int64_t global_batch_size = 32;  ///< rows of an optimizer step
+  std::int64_t micro_batch_size = 0;    ///< rows; 0: the global batch
+  std::int64_t max_length = 0;          ///< tokens that a row is cut to; 0: rows stay whole
+  std::int64_t pad_multiple = 8;        ///< tokens
+  std::int64_t fixed_length = 0;        ///< tokens; 0: the longest row of the micro-batch, rounded up to pad_multiple
+  bool shuffle = true;                  ///< a new order of rows every epoch
+  bool group_by_length = false;         ///< rows of similar length share a batch
+  /// The max_length of Split::collate().
+  [[nodiscard]] std::int64_t row_limit() const {
+    return max_length > 0 ? max_length : std::numeric_limits<std::int64_t>::max();
+  }
 };
 /// Keys "data.*".
 void describe(OptionTable& table, DataConfig& config);
@@ -39,7 +44,8 @@ struct GlobalBatch {
 class Sampler {
  public:
   /// `length_of(row)` is asked only with group_by_length; it must be pure and safe to call from any thread.
-  /// Throws: ConfigError for sizes that contradict each other, or no rows.
+  /// Requires: a config within the bounds of its options. Throws: ConfigError for sizes that contradict each other, or
+  /// no rows.
   Sampler(std::int64_t num_rows, std::uint64_t seed, const DataConfig& config,
           std::function<std::int64_t(std::int64_t)> length_of);
   /// The last batch of an epoch may be smaller: every row is seen once an epoch.

@@ -18,7 +18,7 @@ namespace espalier::data {
 /// Rows of token ids, one row after the other. B rows of a batch, W its width.
 class TokenRows {
  public:
-  /// Reads `<split>/<side>_ids` and `<split>/<side>_offsets`; side: input or target.
+  /// Reads `<split>/<side>_ids` and `<split>/<side>_offsets`; side: input or target. Throws: as DatasetReader.
   TokenRows(const DatasetReader& reader, const std::string& split, const std::string& side, std::int64_t vocab_size);
 
   [[nodiscard]] const std::vector<std::int32_t>& ids() const { return ids_; }
@@ -48,7 +48,6 @@ class TextSplit : public Split {
   [[nodiscard]] const std::string& name() const override { return name_; }
   [[nodiscard]] std::int64_t num_rows() const override { return inputs_.num_rows(); }
   [[nodiscard]] std::int64_t length(std::int64_t row) const override { return inputs_.length(row); }
-  [[nodiscard]] std::int64_t prompt_length(std::int64_t row) const override { return inputs_.length(row); }
   [[nodiscard]] NamedTensors collate(const std::vector<std::int64_t>& rows, std::int64_t max_length,
                                      std::int64_t pad_multiple, std::int64_t fixed_length) const final;
 
@@ -69,6 +68,7 @@ class TextSplit : public Split {
 /// The split `name` for the task of the file. Throws: ConfigError naming file and array for everything that is wrong.
 std::shared_ptr<const Split> read_split(const DatasetReader& reader, const DatasetInfo& info, const std::string& name);
 
+// Those of one kind of task each. Throws: as read_split().
 std::shared_ptr<const Split> read_labelled_split(const DatasetReader& reader, const DatasetInfo& info,
                                                  const std::string& name);
 std::shared_ptr<const Split> read_seq2seq_split(const DatasetReader& reader, const DatasetInfo& info,

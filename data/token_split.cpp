@@ -36,6 +36,7 @@ class Seq2SeqSplit final : public TextSplit {
   std::int64_t num_targets(std::int64_t row, std::int64_t /*max_length*/) const override {
     return targets_.length(row);
   }
+  std::int64_t prompt_length(std::int64_t row) const override { return inputs().length(row); }
 
  private:
   void add_labels(NamedTensors& batch, const std::vector<std::int64_t>& rows, std::int64_t /*max_length*/,
@@ -60,9 +61,9 @@ class CausalSplit final : public TextSplit {
     prompt_lengths_ = reader.integers(prompts);
     reader.expect_size(prompts, prompt_lengths_.size(), static_cast<std::size_t>(num_rows()), "one a row");
     for (std::int64_t row = 0; row < num_rows(); ++row) {
-      if (const std::int64_t prompt = prompt_length(row); prompt < 0 || prompt >= length(row)) {
+      if (const std::int64_t stored = prompt(row); stored < 0 || stored >= length(row)) {
         reader.refuse(prompts, fmt::format("prompts in [0, {}) (the tokens of the row)", length(row)),
-                      fmt::format("{} in row {}", prompt, row));
+                      fmt::format("{} in row {}", stored, row));
       }
     }
     const std::string mask = split + "/loss_mask";
@@ -79,7 +80,8 @@ class CausalSplit final : public TextSplit {
 
   std::int64_t prompt_length(std::int64_t row) const override {
     ESPALIER_CHECK(row >= 0 && row < num_rows(), "row {} of {}", row, num_rows());
-    return prompt_lengths_[static_cast<std::size_t>(row)];
+    // Without a prompt there is no answer to hide, and no token at all would leave nothing to go on from.
+    return prompt(row) > 0 ? prompt(row) : length(row);
   }
 
   std::int64_t num_targets(std::int64_t row, std::int64_t max_length) const override {
@@ -102,9 +104,11 @@ class CausalSplit final : public TextSplit {
     }
   }
 
+  std::int64_t prompt(std::int64_t row) const { return prompt_lengths_[static_cast<std::size_t>(row)]; }
+
   // A mask knows of the prompt: one that is learned too has ones there.
   bool counts(std::int64_t row, std::int64_t token) const {
-    return loss_mask_.empty() ? token >= prompt_lengths_[static_cast<std::size_t>(row)]
+    return loss_mask_.empty() ? token >= prompt(row)
                               : loss_mask_[static_cast<std::size_t>(inputs().begin(row) + token)] != 0;
   }
 
@@ -122,7 +126,7 @@ class CausalSplit final : public TextSplit {
     batch["labels"] = std::move(labels);
   }
 
-  std::vector<std::int64_t> prompt_lengths_;  // [rows]
+  std::vector<std::int64_t> prompt_lengths_;  // [rows]; 0: no prompt
   std::vector<std::uint8_t> loss_mask_;       // as the input ids, or empty
 };
 
@@ -157,7 +161,6 @@ class ChoiceSplit final : public Split {
   std::int64_t num_targets(std::int64_t row, std::int64_t max_length) const override {
     return choices_.num_targets(begin(row) + answers_[static_cast<std::size_t>(row)], max_length);
   }
-  std::int64_t prompt_length(std::int64_t row) const override { return choices_.prompt_length(begin(row)); }
 
   NamedTensors collate(const std::vector<std::int64_t>& rows, std::int64_t max_length, std::int64_t pad_multiple,
                        std::int64_t fixed_length) const override {

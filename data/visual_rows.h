@@ -20,6 +20,7 @@ class VisualRows {
   /// Whether the split has images at all.
   static bool are_in(const DatasetReader& reader, const std::string& split);
   /// Reads `<split>/vis_feats`, `<split>/image_index` and, where it is there, `<split>/vis_boxes`. Requires: are_in().
+  /// Throws: as DatasetReader.
   VisualRows(const DatasetReader& reader, const DatasetInfo& info, const std::string& split, std::int64_t num_rows);
 
   /// Adds vis_feats [B, I * V, F], vis_boxes [B, I * V, 4] if the file has them, and where a row has several images

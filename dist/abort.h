@@ -9,9 +9,6 @@
 
 namespace espalier::dist {
 
-/// The exit code of an error: its own (common/error.h), or ExitCode::kInternal for a foreign exception.
-int exit_code_of(const std::exception& error);
-
 /// Logs one line that names the rank, the kind of failure and its text, then ends every rank of the job with the
 /// error's exit code. An error that all ranks throw together (dist/agree.h) is logged and acted on by rank 0 alone. To
 /// be called from the handler in main(), inside the scope of the communicators: their destructors are not run.

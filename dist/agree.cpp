@@ -6,19 +6,13 @@
 
 #include <cstring>
 #include <exception>
+#include <new>
 
 #include "common/digest.h"
 
 namespace espalier::dist {
 
 namespace {
-
-/// The error of a type that every rank throws together.
-template <typename Base>
-class AgreedError final : public Base, public Agreed {
- public:
-  using Base::Base;
-};
 
 std::vector<at::Tensor> gather(Communicator& control, const at::Tensor& input) {
   std::vector<at::Tensor> outputs;
@@ -30,23 +24,22 @@ std::vector<at::Tensor> gather(Communicator& control, const at::Tensor& input) {
   return outputs;
 }
 
-[[noreturn]] void throw_agreed(ExitCode exit_code, const std::string& text) {
+[[noreturn]] void throw_by_code(ExitCode exit_code, const std::string& text) {
   switch (exit_code) {
     case ExitCode::kConfig:
-      throw AgreedError<ConfigError>(text);
+      throw_agreed<ConfigError>(text);
     case ExitCode::kNumeric:
-      throw AgreedError<NumericError>(text);
+      throw_agreed<NumericError>(text);
     case ExitCode::kComm:
-      throw AgreedError<CommError>(text);
+      throw_agreed<CommError>(text);
     case ExitCode::kStorage:
-      throw AgreedError<IoError>(text);
-    case ExitCode::kStopped:
-      throw AgreedError<StopRequest>(text);
+      throw_agreed<IoError>(text);
     case ExitCode::kOk:
+    case ExitCode::kStopped:
     case ExitCode::kInternal:
       break;
   }
-  throw AgreedError<InternalError>(text);
+  throw_agreed<InternalError>(text);
 }
 
 }  // namespace
@@ -69,22 +62,22 @@ void require_equal(Communicator& control, std::string_view text, std::string_vie
     }
   }
   if (!different.empty()) {
-    throw AgreedError<ConfigError>(
+    throw_agreed<ConfigError>(
         fmt::format("{}: expected the same on all {} ranks, found that it differs from rank 0's on rank{} {}; start "
                     "every rank with the same files, flags and build",
                     what, control.num_ranks(), different.size() == 1 ? "" : "s", fmt::join(different, ", ")));
   }
 }
 
-void require_all(Communicator& control, const std::string& error, int exit_code, std::string_view what) {
+void require_all(Communicator& control, const std::string& error, ExitCode exit_code, std::string_view what) {
   // A message without a code is still a failure.
-  const int code = error.empty() ? 0 : exit_code == 0 ? static_cast<int>(ExitCode::kInternal) : exit_code;
-  const std::vector<at::Tensor> codes = gather(control, at::full({1}, code, at::kInt));
+  const ExitCode code = error.empty() ? ExitCode::kOk : exit_code == ExitCode::kOk ? ExitCode::kInternal : exit_code;
+  const std::vector<at::Tensor> codes = gather(control, at::full({1}, static_cast<int>(code), at::kInt));
   for (int rank = 0; rank < control.num_ranks(); ++rank) {
     const int found = codes[static_cast<std::size_t>(rank)].item<int>();
     if (found != 0) {
       const std::string text = broadcast_text(control, error, rank);
-      throw_agreed(static_cast<ExitCode>(found), fmt::format("{} failed on rank {}: {}", what, rank, text));
+      throw_by_code(static_cast<ExitCode>(found), fmt::format("{} failed on rank {}: {}", what, rank, text));
     }
   }
 }
@@ -102,10 +95,12 @@ void together(Communicator& control, std::string_view what, const std::function<
     action();
   } catch (const Error& failure) {
     fail(failure, failure.exit_code());
+  } catch (const std::bad_alloc& failure) {
+    fail(failure, ExitCode::kInternal);
   } catch (const std::exception& failure) {
     fail(failure, foreign);
   }
-  require_all(control, error, static_cast<int>(exit_code), what);
+  require_all(control, error, exit_code, what);
 }
 
 std::string broadcast_text(Communicator& control, const std::string& text, int root) {

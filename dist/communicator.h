@@ -47,12 +47,17 @@ class Work {
 
 /// In-order lanes of point-to-point messages between two ranks: messages of one channel keep their order, channels are
 /// independent.
-enum class Channel : int { kForward = 0, kBackward = 1, kSide = 2, kControl = 3 };
+enum class Channel : int {
+  kForward = 0,
+  kBackward = 1,
+  kTied = 2,  ///< gradients of a weight that several stages hold
+  kControl = 3,
+};
 
 /// Every tensor is contiguous, stays alive inside the Work, and belongs to the operation until it was waited for:
 /// nobody reads what it will write, nobody writes what it still reads. Collectives are called by every rank of the
 /// group, in the same order, with equal shape and dtype. Owns: a Work does not outlive its communicator. Thread: the
-/// thread that made it (MPI runs with MPI_THREAD_FUNNELED).
+/// thread that made it (MPI runs with MPI_THREAD_FUNNELED). Throws: CommError, from every operation and its wait().
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -69,11 +74,11 @@ class Communicator {
 
   /// Sums `tensor` over the group, in place. The order of the sum is the backend's: where bits matter, see
   /// dist/exact_tree.h. Every backend sums float32, float64, int32 and int64; the other operations carry any dtype.
-  /// Collective: every rank.  Throws: CommError.
+  /// Collective: every rank.
   [[nodiscard]] virtual Work all_reduce(at::Tensor tensor) = 0;
   /// outputs[k] (as `input`) becomes rank k's input. Collective: every rank.
   [[nodiscard]] virtual Work all_gather(std::vector<at::Tensor> outputs, at::Tensor input) = 0;
-  /// Collective: every rank.  Requires: 0 <= root < num_ranks().
+  /// `tensor` becomes the root's. Collective: every rank.  Requires: 0 <= root < num_ranks().
   [[nodiscard]] virtual Work broadcast(at::Tensor tensor, int root) = 0;
   /// Point to point; matches a recv of equal shape and dtype on the same channel, in order.
   [[nodiscard]] virtual Work send(at::Tensor tensor, int peer, Channel channel) = 0;

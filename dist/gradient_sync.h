@@ -17,9 +17,9 @@
 namespace espalier::dist {
 
 struct GradientSyncConfig {
-  std::string reduction = "exact";    ///< exact | fast
-  std::string strategy = "bucketed";  ///< naive | bucketed
-  std::int64_t bucket_bytes = 4 << 20;
+  std::string reduction = "exact";      ///< exact | fast
+  std::string strategy = "bucketed";    ///< naive | bucketed
+  std::int64_t bucket_bytes = 4 << 20;  ///< of gradient in one message
 };
 /// Keys "gradient_sync.*".
 void describe(OptionTable& table, GradientSyncConfig& config);
@@ -28,6 +28,7 @@ void describe(OptionTable& table, GradientSyncConfig& config);
 /// Naive and bucketed give equal bits with `exact`; the naive one is the oracle. One replica communicates nothing.
 /// Collective: between begin() and finish() no other collective on `replicas`: a bucket leaves at another time on every
 /// rank.
+/// Throws: InternalError, every verb, out of its order or for a gradient of another shape; CommError.
 class GradientSync {
  public:
   virtual ~GradientSync() = default;
@@ -42,14 +43,15 @@ class GradientSync {
   /// nothing. Owns: keeps the tensor until it is summed; nobody writes to it.
   virtual void ready(int index, int micro_batch, at::Tensor gradient) = 0;
 
-  /// The sums, one per trained tensor, in order, fp32; zeros where no micro-batch of any replica contributed. The
-  /// caller owns them. Collective: every replica of the stage. Bytes: `exact` gives one gradient per canonical tree
-  /// node (dist/exact_tree.h) of the range that has most of them, which is one for equal power-of-two shares; `fast`
-  /// gives one. They are counted with the label "gradient".
+  /// The sums, one per trained tensor, in order, fp32; zeros, of either sign, where no micro-batch of any replica
+  /// contributed. The caller owns them. Collective: every replica of the stage. Bytes: `exact` gives one gradient per
+  /// canonical tree node (dist/exact_tree.h) of the range that has most of them, which is one for equal power-of-two
+  /// shares; `fast` gives one. They are counted with the label "gradient".
   virtual std::vector<at::Tensor> finish() = 0;
 };
 
-/// `shapes_like`: the trained tensors (shape, device); they are not kept.
+/// `shapes_like`: the trained tensors (shape, device); they are not kept. Collective: no.
+/// Owns: nothing; `replicas` outlives it. Throws: ConfigError for an unknown reduction or strategy.
 std::unique_ptr<GradientSync> make_gradient_sync(const GradientSyncConfig& config, Communicator& replicas,
                                                  const std::vector<at::Tensor>& shapes_like);
 

@@ -7,6 +7,7 @@
 
 #include "common/check.h"
 #include "common/error.h"
+#include "dist/agree.h"
 
 namespace espalier::dist {
 
@@ -23,7 +24,7 @@ MeshPlace plan_mesh(int world_rank, int num_ranks, int num_stages, int num_repli
         layouts.push_back(fmt::format("{}x{}", stages, num_ranks / stages));
       }
     }
-    throw ConfigError(fmt::format(
+    throw_agreed<ConfigError>(fmt::format(
         "parallel.stages x parallel.replicas: expected a product of {}, the number of ranks, found {} x {}; layouts "
         "that fit (stages x replicas): {}",
         num_ranks, num_stages, is_given ? std::to_string(num_replicas) : "automatic", fmt::join(layouts, ", ")));

@@ -23,7 +23,7 @@ struct MeshPlace {
 };
 
 /// num_replicas = 0 means num_ranks / num_stages.
-/// Throws: ConfigError listing every layout that would fit when num_stages x num_replicas is not num_ranks.
+/// Throws: ConfigError, agreed, listing every layout that would fit when num_stages x num_replicas is not num_ranks.
 MeshPlace plan_mesh(int world_rank, int num_ranks, int num_stages, int num_replicas);
 
 /// The communicators of one rank. `control` carries host values only and is never NCCL.
@@ -35,8 +35,8 @@ struct Mesh {
   std::unique_ptr<Communicator> stage_control;  ///< as `pipeline`, host tensors
 };
 
-/// Collective: every rank of `control`.
 /// `device`: the communicator for device tensors over all ranks (NCCL), or null to use `control` for both.
+/// Collective: every rank of `control`. Owns: not `control`, which outlives the mesh. Throws: as plan_mesh().
 Mesh make_mesh(Communicator& control, Communicator* device, int num_stages, int num_replicas);
 
 /// The micro-batches of a global batch that one replica works on: contiguous, in order, sizes differ by at most one.

@@ -17,7 +17,7 @@ namespace espalier::dist {
 /// mpirun ends them. Thread: the main thread, which also makes every call of the communicators.
 class MpiEnvironment {
  public:
-  /// Throws: CommError when MPI runs already or grants too little.
+  /// Collective: every rank of the job. Throws: CommError when MPI runs already or grants too little.
   MpiEnvironment(int* argc, char*** argv);
   MpiEnvironment(const MpiEnvironment&) = delete;
   MpiEnvironment& operator=(const MpiEnvironment&) = delete;

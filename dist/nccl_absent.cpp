@@ -8,7 +8,7 @@ namespace espalier::dist {
 std::unique_ptr<Communicator> make_nccl_communicator(Communicator& /*host*/, at::Device /*device*/) {
   throw ConfigError(
       "NCCL: expected a build with CUDA, found one without; configure with -DESPALIER_CUDA=ON (preset cuda), or run "
-      "with --device cpu");
+      "with --model.device=cpu");
 }
 
 }  // namespace espalier::dist

@@ -29,15 +29,6 @@ ScheduleKind schedule_kind_from(std::string_view name) {
   throw ConfigError(fmt::format("parallel.schedule: expected one of {}, found \"{}\"", fmt::join(known, ", "), name));
 }
 
-std::string_view to_string(ScheduleKind kind) {
-  for (const auto& [known_kind, name] : kNames) {
-    if (kind == known_kind) {
-      return name;
-    }
-  }
-  throw InternalError(fmt::format("no schedule kind has the number {}", static_cast<int>(kind)));
-}
-
 std::vector<Action> plan_schedule(ScheduleKind kind, int num_stages, int stage_index, int num_micro_batches) {
   std::vector<Action> actions;
   int next_forward = 0;

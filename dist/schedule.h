@@ -13,7 +13,6 @@ namespace espalier::dist {
 enum class ScheduleKind { k1F1B, kGPipe };
 /// "1f1b", "gpipe".  Throws: ConfigError naming the known kinds.
 ScheduleKind schedule_kind_from(std::string_view name);
-std::string_view to_string(ScheduleKind kind);
 
 enum class ActionKind { kForward, kBackward };
 

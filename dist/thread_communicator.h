@@ -12,8 +12,9 @@
 namespace espalier::dist {
 
 /// Runs `body` on `num_ranks` threads, each with its communicator of the whole group, and joins them.
+/// Stream: CUDA tensors are copied on the current stream of either thread; all ranks must use the same one.
 /// Throws: the first exception that any rank threw; it wakes all other ranks with CommError, so no rank waits for a
-/// lost one. Stream: CUDA tensors are copied on the current stream of either thread; all ranks must use the same one.
+/// lost one.
 void run_ranks(int num_ranks, const std::function<void(Communicator& world)>& body);
 
 }  // namespace espalier::dist

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launch/adapter_files.h"
 
+#include <ATen/ATen.h>
 #include <spdlog/fmt/fmt.h>
+#include <spdlog/fmt/ranges.h>
+
+#include <optional>
 
 #include "common/error.h"
-#include "common/log.h"
 #include "dist/agree.h"
 #include "launch/peft_folder.h"
 #include "train/run_folder.h"
@@ -21,8 +24,8 @@ nlohmann::json describe_adapter(const ObjectiveOptions& options, const train::Wo
                                 {"num_labels", dataset.num_labels},
                                 {"head", train::predicts_tokens(dataset.task) ? "language_model" : "pooled"},
                                 {"label_names", dataset.label_names}};
-  for (const auto& [key, json_text] : objective.part.facts) {
-    description["facts"][key] = nlohmann::json::parse(json_text);
+  if (!objective.part.facts.is_null()) {
+    description["facts"] = objective.part.facts;
   }
   return description;
 }
@@ -35,7 +38,33 @@ void describe(OptionTable& table, WeightsRequest& request) {
   table.add("objective", request.objective).help("Of a run with several objectives, the one whose adapter is used.");
 }
 
-void require_fit(const model::Backbone& backbone, const data::DatasetInfo& dataset) {
+namespace {
+
+/// Throws: ConfigError where class i of the dataset is not what output i of the head stands for.
+void require_same_labels(const model::Backbone& backbone, const data::DatasetInfo& dataset,
+                         const nlohmann::json& adapter) {
+  const std::string path = dataset.path.string();
+  const std::string task(data::to_string(dataset.task));
+  if (const auto learned = adapter.value("task", task); learned != task) {
+    throw ConfigError(
+        fmt::format("{}: expected a dataset of task {}, which the adapter learned, found {}", path, learned, task));
+  }
+  if (dataset.num_labels != backbone.head().num_labels) {
+    throw ConfigError(fmt::format("{}: expected a dataset of {} labels, as many as the head of {} predicts, found {}",
+                                  path, backbone.head().num_labels, backbone.folder.string(), dataset.num_labels));
+  }
+  const auto names = adapter.value("label_names", dataset.label_names);
+  if (names != dataset.label_names) {
+    throw ConfigError(
+        fmt::format("{}: expected the labels {}, in the order in which the adapter learned them, found {}; prepare the "
+                    "dataset with --label-names",
+                    path, fmt::join(names, ", "), fmt::join(dataset.label_names, ", ")));
+  }
+}
+
+}  // namespace
+
+void require_fit(const model::Backbone& backbone, const data::DatasetInfo& dataset, const nlohmann::json& adapter) {
   if (dataset.vocab_size > backbone.vocab_size) {
     throw ConfigError(fmt::format(
         "{}: expected token ids below the {} of the backbone's vocabulary, found a tokenizer of {}; prepare "
@@ -49,24 +78,10 @@ void require_fit(const model::Backbone& backbone, const data::DatasetInfo& datas
                                                                     : "pooled head (classification, regression)",
                                   data::to_string(dataset.task)));
   }
-}
-
-namespace {
-
-/// The text after `flag` ("--flag value" or "--flag=value"), or nothing.
-std::string flag_value(const Arguments& arguments, const std::string& flag) {
-  for (std::size_t i = 0; i < arguments.size(); ++i) {
-    if (arguments[i] == flag && i + 1 < arguments.size()) {
-      return arguments[i + 1];
-    }
-    if (arguments[i].starts_with(flag + "=")) {
-      return arguments[i].substr(flag.size() + 1);
-    }
+  if (!backbone.head().is_language_model) {
+    require_same_labels(backbone, dataset, adapter);
   }
-  return {};
 }
-
-}  // namespace
 
 checkpoint::Adapter read_any_adapter(const std::filesystem::path& folder, const std::filesystem::path& model_folder) {
   return is_peft_folder(folder) ? read_peft_folder(folder, model_folder) : checkpoint::read_adapter(folder);
@@ -80,59 +95,93 @@ void load_adapter(train::Worker& worker, const checkpoint::Adapter& adapter, con
                     "trained on",
                     folder, made_for, worker.model_digest(), worker.backbone().folder.string()));
   }
-  worker.load_result(adapter.tensors);
+  dist::together(worker.control(), "loading the adapter", [&] { worker.load_result(adapter.tensors); });
+  // Each stage took its own; one that none took would be lost in silence.
+  const auto own = worker.result();
+  const at::Tensor uses = at::zeros({static_cast<std::int64_t>(adapter.tensors.size())}, at::kLong);
+  std::int64_t place = 0;
+  for (const auto& [name, tensor] : adapter.tensors) uses[place++] = own.contains(name) ? 1 : 0;
+  worker.control().all_reduce(uses).wait();
+  place = 0;
+  for (const auto& [name, tensor] : adapter.tensors) {
+    if (uses[place++].item<std::int64_t>() == 0) {
+      throw ConfigError(fmt::format(
+          "{}: expected tensors that {} trains with the options given, found '{}' beside them; the adapter was made "
+          "with other peft options",
+          folder, worker.method().name(), name));
+    }
+  }
 }
 
-std::unique_ptr<train::Worker> make_worker_with_weights(Session& session, const Arguments& arguments,
-                                                        OptionTable& table, RunConfig& run, WeightsRequest& request) {
-  // Run and adapter decide which files come before the flags, so they are looked for first.
-  request.run = flag_value(arguments, "--run");
-  request.adapter = flag_value(arguments, "--adapter");
-  request.objective = flag_value(arguments, "--objective");
-  const train::RunFolder folder(request.run);
-  std::string adapter_folder = !request.adapter.empty() ? request.adapter
-                               : request.run.empty()    ? ""
-                                                        : folder.adapter().string();
-  bool takes_adapter_options = request.run.empty();
-  if (!request.run.empty()) {
-    table.read_text(session.read_text(folder.config_file()), folder.config_file());
-    if (!table.scoped_values().empty() && request.adapter.empty()) {
-      adapter_folder = folder.adapter(find_objective(plan_objectives(table), request.objective).name).string();
-      takes_adapter_options = true;
+namespace {
+
+/// The folder of the adapter that the request names, of a run the one that it ended with. Empty: none.
+std::string adapter_folder_of(const WeightsRequest& request, const OptionTable& run_options) {
+  if (!request.adapter.empty() || request.run.empty()) {
+    if (!request.objective.empty()) {
+      throw ConfigError(fmt::format("--objective: expected it with the --run that it is an objective of, found {} {}",
+                                    request.objective, request.adapter.empty() ? "without --run" : "with --adapter"));
     }
-    // The layout belongs to a job, not to the weights: this one has other ranks.
-    run.parallel = {};
+    return request.adapter;
   }
+  const train::RunFolder run(request.run);
+  const auto folder = run.adapter(find_objective(plan_objectives(run_options), request.objective).name);
+  if (!std::filesystem::exists(folder)) {
+    throw ConfigError(
+        fmt::format("--run: expected a run that has ended, found no {}; let it end, or take its newest checkpoint with "
+                    "espalier export and name that folder with --adapter",
+                    folder.string()));
+  }
+  return folder.string();
+}
+
+}  // namespace
+
+LoadedWorker make_worker_with_weights(Session& session, const Arguments& arguments, OptionTable& table, RunConfig& run,
+                                      WeightsRequest& request, const std::function<void()>& check_flags) {
+  // Files may hold every option of a run, of which this command reads some: two tables of the same variables.
+  OptionTable all;
+  describe(all, run);
   std::optional<checkpoint::Adapter> adapter;
-  model::HeadRequest head;
-  if (!adapter_folder.empty()) {
+  std::string adapter_folder;
+  dist::together(session.control(), "reading the configuration", [&] {
     const auto read_text = [&](const std::string& path) { return session.read_text(path); };
-    if (is_peft_folder(adapter_folder)) {
-      read_arguments(table, arguments, read_text);  // PEFT's names need the model to be understood
+    const auto read = [&] { read_arguments(all, table, arguments, read_text); };
+    read();
+    if (check_flags) {
+      check_flags();
     }
-    adapter = read_any_adapter(adapter_folder, run.model.path);
-    head.num_labels = adapter->description.value("num_labels", std::int64_t{0});
-    head.kind = adapter->description.value("head", std::string("auto"));
-    if (takes_adapter_options || is_peft_folder(adapter_folder)) {
-      table.read_text(adapter->description.value("options", std::string()), adapter_folder + "/adapter.json");
+    if (!request.run.empty()) {
+      const auto file = train::RunFolder(request.run).config_file();
+      all.read_text(session.read_text(file), file);
+      run.parallel = {};  // the layout belongs to a job, not to the weights
+      read();             // file and flags go before the run's options
     }
-  } else {
-    run.peft.method = "probe";  // the bare backbone: nothing is added, only the folder's own head
-  }
-  read_arguments(table, arguments, [&](const std::string& path) { return session.read_text(path); });
-  if (run.model.path.empty()) {
-    throw ConfigError("model.path: expected a Hugging Face model folder, found nothing; give --model.path or --run");
-  }
-  head.pooling = run.model.pooling;
-  dist::require_equal(session.control(), table.canonical_text(), "configuration");
+    adapter_folder = adapter_folder_of(request, all);
+    if (!adapter_folder.empty()) {
+      adapter = read_any_adapter(adapter_folder, run.model.path);
+      all.read_text(adapter->description.value("options", std::string()), adapter_folder + "/adapter.json");
+      read();
+    } else {
+      run.peft.method = "probe";  // the bare backbone: nothing is added, only the folder's own head
+    }
+    if (run.model.path.empty()) {
+      throw ConfigError("model.path: expected a Hugging Face model folder, found nothing; give --model.path or --run");
+    }
+  });
+  dist::require_equal(session.control(), all.canonical_text() + table.canonical_text(), "configuration");
   session.set_threads(static_cast<int>(run.parallel.threads));
-  auto worker = std::make_unique<train::Worker>(
+  LoadedWorker loaded{nullptr, adapter ? adapter->description : nlohmann::json::object()};
+  const model::HeadRequest head{.num_labels = loaded.adapter.value("num_labels", std::int64_t{0}),
+                                .pooling = run.model.pooling,
+                                .kind = loaded.adapter.value("head", std::string("auto"))};
+  loaded.worker = std::make_unique<train::Worker>(
       train::WorkerConfig{run.model, run.parallel, run.train.seed, {{.peft = run.peft, .head = head}}},
       session.ranks(run.model.device));
   if (adapter) {
-    load_adapter(*worker, *adapter, adapter_folder);
+    load_adapter(*loaded.worker, *adapter, adapter_folder);
   }
-  return worker;
+  return loaded;
 }
 
 }  // namespace espalier::launch

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -31,20 +32,27 @@ struct WeightsRequest {
 };
 void describe(OptionTable& table, WeightsRequest& request);
 
-/// Reads options (a run's config.ini, the adapter's options, then `arguments`) and makes the worker with its trained
-/// tensors loaded. Collective: every rank.
-std::unique_ptr<train::Worker> make_worker_with_weights(Session& session, const Arguments& arguments,
-                                                        OptionTable& table, RunConfig& run, WeightsRequest& request);
+struct LoadedWorker {
+  std::unique_ptr<train::Worker> worker;
+  nlohmann::json adapter;  ///< what the adapter says of itself; an empty object for the bare backbone
+};
+/// Reads options (a run's config.ini, the adapter's options, then `arguments`, whose flags `table` declares) and makes
+/// the worker with its trained tensors loaded. `check_flags` throws ConfigError for flags that the command cannot take,
+/// before anything is loaded.
+/// Collective: every rank.  Throws: ConfigError, IoError.
+LoadedWorker make_worker_with_weights(Session& session, const Arguments& arguments, OptionTable& table, RunConfig& run,
+                                      WeightsRequest& request, const std::function<void()>& check_flags = {});
 
 /// Reads an adapter of ours, or PEFT's LoRA for the model in `model_folder`. Throws: ConfigError, IoError.
 checkpoint::Adapter read_any_adapter(const std::filesystem::path& folder, const std::filesystem::path& model_folder);
 
-/// Gives the worker the adapter's tensors. Throws: ConfigError when they were made for another backbone (PEFT does not
-/// say for which), or with other options.
+/// Gives the worker the adapter's tensors.
+/// Collective: every rank.  Throws: ConfigError when they were made for another backbone (PEFT does not say for which),
+/// or when a tensor is missing or left over, since it was made with other options.
 void load_adapter(train::Worker& worker, const checkpoint::Adapter& adapter, const std::string& folder);
 
-/// Throws: ConfigError when the dataset was made with another tokenizer than the backbone's vocabulary allows, or for
-/// another kind of head.
-void require_fit(const model::Backbone& backbone, const data::DatasetInfo& dataset);
+/// Throws: ConfigError when the dataset was made with another tokenizer than the backbone's vocabulary allows, for
+/// another kind of head, or for other labels than those of the head, or of the `adapter` that describes itself so.
+void require_fit(const model::Backbone& backbone, const data::DatasetInfo& dataset, const nlohmann::json& adapter);
 
 }  // namespace espalier::launch

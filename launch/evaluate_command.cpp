@@ -8,25 +8,26 @@
 
 namespace espalier::launch {
 
-int run_evaluate(const Arguments& arguments) {
+ExitCode run_evaluate(const Arguments& arguments) {
   RunConfig run;
   WeightsRequest request;
   std::string split = "test";
   OptionTable table;
-  describe(table, run);
+  describe_inference(table, run);
   describe(table, request);
   table.add("split", split).help("Split of the dataset to evaluate.");
   if (wants_help(arguments)) {
     print_once("usage: espalier evaluate --run FOLDER [--objective NAME] [--split NAME] [--section.key=value ...]\n\n" +
                table.help());
-    return static_cast<int>(ExitCode::kOk);
+    return ExitCode::kOk;
   }
   return run_in_session([&](Session& session) {
-    const auto worker = make_worker_with_weights(session, arguments, table, run, request);
-    const auto [dataset, info] = open_fitting_dataset(*worker, run.data);
-    const auto metrics = train::evaluate(*worker, {info}, dataset, split, run.data, run.train.evaluation_batch_size);
+    const auto loaded = make_worker_with_weights(session, arguments, table, run, request);
+    const auto [dataset, info] = open_fitting_dataset(loaded, run.data);
+    const auto metrics =
+        train::evaluate(*loaded.worker, {info}, dataset, split, run.data, run.train.evaluation_batch_size);
     print_once(nlohmann::json(metrics.front()).dump(2) + "\n");
-    return static_cast<int>(ExitCode::kOk);
+    return ExitCode::kOk;
   });
 }
 

@@ -23,6 +23,7 @@
 #include "launch/objectives.h"
 #include "launch/peft_folder.h"
 #include "launch/run_config.h"
+#include "launch/session.h"
 #include "peft/merge.h"
 #include "train/run_folder.h"
 #include "train/task.h"
@@ -168,7 +169,7 @@ void refuse_merged_flags(const OptionTable& table, const std::string& format) {
 
 }  // namespace
 
-int run_export(const Arguments& arguments) {
+ExitCode run_export(const Arguments& arguments) {
   ExportRequest request;
   OptionTable table;
   table.add("run", request.run).required().help("Run folder to export from.");
@@ -202,14 +203,17 @@ int run_export(const Arguments& arguments) {
         "       [--weights best|last] [--step N] [--model.path FOLDER] [--data.path FILE]\n"
         "       [--type stored|fp32|bf16|fp16] [--shard_bytes N]\n\n" +
         table.help());
-    return static_cast<int>(ExitCode::kOk);
+    return ExitCode::kOk;
   }
   table.read_flags(arguments);
   table.check_required();
   refuse_merged_flags(table, request.format);
+  if (launcher_rank() > 0) {
+    return ExitCode::kOk;  // one process writes, however many were started
+  }
   export_run(request);
   print_once(request.output + "\n");
-  return static_cast<int>(ExitCode::kOk);
+  return ExitCode::kOk;
 }
 
 }  // namespace espalier::launch

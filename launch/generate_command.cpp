@@ -44,7 +44,7 @@ model::NamedTensors prompts_from(const model::NamedTensors& arrays, const at::Te
 /// The prompts of `rows`: what generation goes on from, without the answer behind it.
 model::NamedTensors prompts_of(const data::Split& split, const std::vector<std::int64_t>& rows,
                                const data::DataConfig& config) {
-  auto batch = split.collate(rows, config.max_length, config.pad_multiple, /*fixed_length=*/0);
+  auto batch = split.collate(rows, config.row_limit(), config.pad_multiple, /*fixed_length=*/0);
   auto& mask = batch.at("attention_mask");
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const auto length = std::min(split.prompt_length(rows[i]), mask.size(1));
@@ -54,8 +54,9 @@ model::NamedTensors prompts_of(const data::Split& split, const std::vector<std::
 }
 
 /// Collective: every rank.
-Texts generate_split(train::Worker& worker, const RunConfig& run, const GenerateRequest& request) {
-  const auto [dataset, info] = open_fitting_dataset(worker, run.data);
+Texts generate_split(const LoadedWorker& loaded, const RunConfig& run, const GenerateRequest& request) {
+  train::Worker& worker = *loaded.worker;
+  const auto [dataset, info] = open_fitting_dataset(loaded, run.data);
   if (info.task == data::TaskKind::kMultipleChoice) {
     throw ConfigError(
         fmt::format("{}: expected a dataset of seq2seq or causal_lm, found multiple_choice: its answers are ranked, "
@@ -119,12 +120,12 @@ void write_texts(train::Worker& worker, const Texts& own, const std::string& out
 
 }  // namespace
 
-int run_generate(const Arguments& arguments) {
+ExitCode run_generate(const Arguments& arguments) {
   RunConfig run;
   WeightsRequest weights;
   GenerateRequest request;
   OptionTable table;
-  describe(table, run);
+  describe_inference(table, run);
   describe(table, weights);
   train::describe(table, request.search);
   table.add("generate.batch_size", request.batch_size)
@@ -134,23 +135,21 @@ int run_generate(const Arguments& arguments) {
   table.add("split", request.split).help("Split of the dataset.");
   table.add("inputs", request.inputs)
       .help("HDF5 file with input_ids and attention_mask, padded on either side, in place of a dataset.");
-  table.add("output", request.output).help("JSONL file to write: row and token_ids of each generated text.");
+  table.add("output", request.output).required().help("JSONL file to write: row and token_ids of each generated text.");
   if (wants_help(arguments)) {
     print_once(
         "usage: espalier generate --run FOLDER --split NAME --output O.jsonl\n"
         "       espalier generate --model.path FOLDER [--adapter FOLDER] --inputs I.h5 --output O.jsonl\n\n" +
         table.help());
-    return static_cast<int>(ExitCode::kOk);
+    return ExitCode::kOk;
   }
   return run_in_session([&](Session& session) {
-    const auto worker = make_worker_with_weights(session, arguments, table, run, weights);
-    if (request.output.empty()) {
-      throw ConfigError("--output: expected the JSONL file to write, found nothing");
-    }
+    const auto loaded = make_worker_with_weights(session, arguments, table, run, weights,
+                                                 [&] { check_places(table, request.inputs, request.output); });
     const auto texts =
-        request.inputs.empty() ? generate_split(*worker, run, request) : generate_arrays(*worker, request);
-    write_texts(*worker, texts, request.output);
-    return static_cast<int>(ExitCode::kOk);
+        request.inputs.empty() ? generate_split(loaded, run, request) : generate_arrays(*loaded.worker, request);
+    write_texts(*loaded.worker, texts, request.output);
+    return ExitCode::kOk;
   });
 }
 

@@ -14,7 +14,7 @@
 
 namespace espalier::launch {
 
-int run_info(const Arguments& arguments) {
+ExitCode run_info(const Arguments& arguments) {
   if (!arguments.empty() && !wants_help(arguments)) {
     throw ConfigError(fmt::format("espalier info: expected no arguments, found '{}'", arguments.front()));
   }
@@ -30,7 +30,7 @@ int run_info(const Arguments& arguments) {
   text +=
       row("GPU", context.hasCUDA() ? fmt::format("{} device(s)", at::detail::getCUDAHooks().deviceCount()) : "none");
   print_once(text);
-  return static_cast<int>(ExitCode::kOk);
+  return ExitCode::kOk;
 }
 
 }  // namespace espalier::launch

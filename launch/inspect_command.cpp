@@ -14,6 +14,7 @@
 #include "common/durable_file.h"
 #include "common/error.h"
 #include "data/dataset.h"
+#include "dist/solo_communicator.h"
 #include "launch/commands.h"
 #include "launch/peft_config.h"
 #include "launch/peft_folder.h"
@@ -138,9 +139,11 @@ std::string describe_peft(const fs::path& folder) {
 
 std::string describe_run(const train::RunFolder& folder) {
   std::string text = folder.path().string() + ": a run\n";
-  if (fs::exists(folder.checkpoints())) {
-    for (const auto& entry : fs::directory_iterator(folder.checkpoints())) {
-      text += row("checkpoint", entry.path().filename().string());
+  if (fs::exists(folder.checkpoints())) {  // a store makes its folder
+    dist::SoloCommunicator control;
+    const checkpoint::CheckpointStore store(folder.checkpoints(), control, /*keep=*/0);
+    for (const std::int64_t step : store.steps()) {
+      text += row("checkpoint", fmt::format("of step {}", step));
     }
   }
   return text + (fs::exists(folder.summary_file()) ? read_file(folder.summary_file())
@@ -178,7 +181,7 @@ std::string describe_path(const fs::path& path, const InspectRequest& request) {
 
 }  // namespace
 
-int run_inspect(const Arguments& arguments) {
+ExitCode run_inspect(const Arguments& arguments) {
   InspectRequest request;
   OptionTable table;
   peft::describe(table, request.peft);
@@ -186,13 +189,18 @@ int run_inspect(const Arguments& arguments) {
   table.add("num_labels", request.num_labels)
       .at_least(0)
       .help("Labels of the head when counting a model. 0: as the folder says.");
-  if (wants_help(arguments) || arguments.empty() || arguments.front().starts_with("--")) {
-    print_once("usage: espalier inspect PATH [--section.key=value ...]\n\n" + table.help());
-    return static_cast<int>(wants_help(arguments) ? ExitCode::kOk : ExitCode::kConfig);
+  const std::string usage = "usage: espalier inspect PATH [--section.key=value ...]\n";
+  if (wants_help(arguments)) {
+    print_once(usage + "\n" + table.help());
+    return ExitCode::kOk;
+  }
+  if (arguments.empty() || arguments.front().starts_with("--")) {
+    throw ConfigError(fmt::format("inspect: expected PATH as the first word, found {}\n{}",
+                                  arguments.empty() ? "nothing" : arguments.front(), usage));
   }
   table.read_flags(Arguments(arguments.begin() + 1, arguments.end()));
   print_once(describe_path(arguments.front(), request));
-  return static_cast<int>(ExitCode::kOk);
+  return ExitCode::kOk;
 }
 
 }  // namespace espalier::launch

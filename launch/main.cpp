@@ -17,7 +17,7 @@ namespace {
 struct Command {
   const char* name;
   const char* summary;
-  int (*run)(const Arguments&);
+  ExitCode (*run)(const Arguments&);
 };
 
 constexpr Command kCommands[] = {
@@ -38,10 +38,10 @@ std::string usage() {
   return text + "\nEach command has --help. Several ranks: mpirun -np N espalier <command> ...\n";
 }
 
-int run(const Arguments& words) {
+ExitCode run(const Arguments& words) {
   if (words.empty() || words.front() == "--help" || words.front() == "-h") {
     print_once(usage());
-    return static_cast<int>(words.empty() ? ExitCode::kConfig : ExitCode::kOk);
+    return words.empty() ? ExitCode::kConfig : ExitCode::kOk;
   }
   const auto* command = std::find_if(std::begin(kCommands), std::end(kCommands),
                                      [&](const Command& known) { return words.front() == known.name; });
@@ -61,12 +61,9 @@ int main(int argc, char** argv) {
   mallopt(M_TOP_PAD, 64 << 20);
   espalier::install_counting_allocator();
   try {
-    return espalier::launch::run(espalier::launch::Arguments(argv + 1, argv + argc));
-  } catch (const espalier::Error& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return static_cast<int>(error.exit_code());
+    return static_cast<int>(espalier::launch::run(espalier::launch::Arguments(argv + 1, argv + argc)));
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
-    return static_cast<int>(espalier::ExitCode::kInternal);
+    return static_cast<int>(espalier::exit_code_of(error));
   }
 }

@@ -120,6 +120,13 @@ std::vector<ObjectiveOptions> plan_objectives(const OptionTable& table) {
     describe(whole, options.run);
     whole.take(table);
     for (const ScopedValue& value : each.values) {
+      const Option* given = table.find(value.key);
+      if (given != nullptr && given->source() == OptionSource::kFlag && value.source == OptionSource::kFile) {
+        throw ConfigError(fmt::format(
+            "--{}: expected an option that no objective has for itself, found one that {} sets; give --{}.{} in its "
+            "place, or leave the flag out",
+            value.key, value.origin, value.section, value.key));
+      }
       whole.set(value.key, value.text, value.source, value.origin);
     }
     options.adapter_options = adapter_options(whole);

@@ -25,7 +25,8 @@ void describe_objectives(OptionTable& table);
 
 /// One without a name where neither section was given. A [sweep] gives every combination of its values, which stand
 /// between '|', each named after them.
-/// Throws: ConfigError naming file and line for values out of range, and when both kinds of section are there.
+/// Throws: ConfigError naming file and line for values out of range, when both kinds of section are there, and for a
+/// flag whose option a file's section sets.
 std::vector<ObjectiveOptions> plan_objectives(const OptionTable& table);
 
 /// Names of the objectives, for messages.

@@ -284,19 +284,27 @@ class Reader {
     return targets;
   }
 
-  /// What trains here and PEFT did not save is as the backbone has it.
+  /// What trains here and PEFT did not save is as the backbone has it. What PEFT saved as the backbone has it and does
+  /// not train here goes: biases of other roles in one stored tensor.
   void complete(const peft::LoraConfig& lora) {
     model::visit_planned_weights(backbone_, [&](const model::LayerPlan& layer, const std::string& role,
-                                                const std::vector<std::int64_t>& /*shape*/) {
+                                                const std::vector<std::int64_t>& shape) {
       const std::string name = layer.name + "." + role;
       const bool is_task = model::is_task_weight(layer, role);
-      if (tensors_.contains(name) || (!is_task && (lora.biases == "none" || !role.ends_with(".bias")))) {
+      const bool trains = is_task || peft::is_chosen_bias({lora.biases, lora.targets}, backbone_, layer, role, shape);
+      const auto saved = tensors_.find(name);
+      if (trains == (saved != tensors_.end())) {
         return;
       }
       const auto stored = backbone_.family->stored_weight(layer, role);
       const auto present = model::present_names(stored, *weights_);
       if (!present.empty()) {
-        tensors_.emplace(name, model::stored_part(stored, weights_->get(present.front())).to(at::kFloat).clone());
+        const auto value = model::stored_part(stored, weights_->get(present.front())).to(at::kFloat);
+        if (trains) {
+          tensors_.emplace(name, value.clone());
+        } else if (at::equal(value, saved->second)) {
+          tensors_.erase(saved);
+        }
       } else if (is_task) {
         throw ConfigError(fmt::format(
             "{}: expected {} (a role of the task head) among the saved modules or in {}, found it in neither; save it "

@@ -6,6 +6,7 @@
 
 #include <functional>
 
+#include "common/durable_file.h"
 #include "common/error.h"
 #include "common/hdf5_file.h"
 #include "dist/agree.h"
@@ -40,15 +41,18 @@ at::Tensor loss_of(const model::Backbone& backbone, const at::Tensor& logits, co
                              : model::classification_loss(logits, labels, logits.size(0));
 }
 
-/// Rank 0 writes the file, in which `fill` puts everything. Collective: every rank.
+/// Rank 0 writes the file, in which `fill` puts everything: whole, or what stood there stays. Collective: every rank.
 void write_output(train::Worker& worker, const std::string& path, const std::function<void(Hdf5File& file)>& fill) {
   dist::together(
       worker.control(), "writing " + path,
       [&] {
         if (worker.control().rank() == 0) {
-          auto file = Hdf5File::create(path);
+          const std::string temporary = path + ".tmp";
+          auto file = Hdf5File::create(temporary);
           fill(file);
           file.flush_and_close();
+          fsync_file(temporary);
+          rename_durably(temporary, path);
         }
       },
       ExitCode::kStorage);
@@ -60,15 +64,28 @@ void check_labels(const model::Backbone& backbone, const model::NamedTensors& in
   if (labels == inputs.end()) {
     return;
   }
-  const auto expected = backbone.head().is_language_model ? logits.sizes().slice(0, 2) : logits.sizes().slice(0, 1);
-  if (labels->second.sizes() != expected) {
+  const at::Tensor& values = labels->second;
+  const auto& head = backbone.head();
+  const auto expected = head.is_language_model ? logits.sizes().slice(0, 2) : logits.sizes().slice(0, 1);
+  if (values.sizes() != expected) {
     throw ConfigError(fmt::format("{}: labels: expected the shape [{}], found [{}]", path, fmt::join(expected, ", "),
-                                  fmt::join(labels->second.sizes(), ", ")));
+                                  fmt::join(values.sizes(), ", ")));
+  }
+  if (head.num_labels == 1 || values.numel() == 0) {
+    return;  // a number
+  }
+  const std::int64_t lowest = head.is_language_model ? model::kIgnoredLabel : 0;
+  if (values.is_floating_point() || values.min().item<std::int64_t>() < lowest ||
+      values.max().item<std::int64_t>() >= head.num_labels) {
+    throw ConfigError(fmt::format("{}: labels: expected whole numbers from {} to {}, found {}", path, lowest,
+                                  head.num_labels - 1,
+                                  values.is_floating_point() ? "numbers with a fraction part" : "others"));
   }
 }
 
 /// Collective: every rank. What the last stage computed reaches every rank by a sum with zeros; rank 0 writes it.
-void predict_arrays(train::Worker& worker, const PredictRequest& request) {
+void predict_arrays(const LoadedWorker& loaded, const PredictRequest& request) {
+  train::Worker& worker = *loaded.worker;
   const auto& backbone = worker.backbone();
   const auto inputs = read_arrays(request.inputs, backbone);
   check_arrays(inputs, request.inputs, worker, /*reads_ids=*/!backbone.chain.front().patch_embedding);
@@ -78,6 +95,12 @@ void predict_arrays(train::Worker& worker, const PredictRequest& request) {
   const auto tokens = backbone.is_encoder_decoder() ? shape.target_tokens : shape.tokens;
   auto logits = head.is_language_model ? at::zeros({shape.rows, tokens, head.num_labels}, at::kFloat)
                                        : at::zeros({shape.rows, head.num_labels}, at::kFloat);
+  if (loaded.adapter.value("task", "") == data::to_string(data::TaskKind::kMultiLabel) && inputs.contains("labels")) {
+    throw ConfigError(
+        fmt::format("{}: labels: expected none, since the adapter predicts several labels a row, whose "
+                    "loss is not written; leave them out",
+                    request.inputs));
+  }
   check_labels(backbone, inputs, logits, request.inputs);
   auto hidden = at::zeros({shape.rows, tokens, head.width}, at::kFloat);
   bool has_hidden = false;
@@ -107,8 +130,9 @@ void predict_arrays(train::Worker& worker, const PredictRequest& request) {
 }
 
 /// Collective: every rank.
-void predict_split(train::Worker& worker, const RunConfig& run, const PredictRequest& request) {
-  const auto opened = open_fitting_dataset(worker, run.data);
+void predict_split(const LoadedWorker& loaded, const RunConfig& run, const PredictRequest& request) {
+  train::Worker& worker = *loaded.worker;
+  const auto opened = open_fitting_dataset(loaded, run.data);
   const auto& info = opened.info;
   if (train::predicts_tokens(info.task)) {
     throw ConfigError(
@@ -128,12 +152,12 @@ void predict_split(train::Worker& worker, const RunConfig& run, const PredictReq
 
 }  // namespace
 
-int run_predict(const Arguments& arguments) {
+ExitCode run_predict(const Arguments& arguments) {
   RunConfig run;
   WeightsRequest weights;
   PredictRequest request;
   OptionTable table;
-  describe(table, run);
+  describe_inference(table, run);
   describe(table, weights);
   table.add("split", request.split).help("Split of the dataset.");
   table.add("inputs", request.inputs)
@@ -145,19 +169,17 @@ int run_predict(const Arguments& arguments) {
         "usage: espalier predict --run FOLDER [--objective NAME] --split NAME --output O.h5\n"
         "       espalier predict --model.path FOLDER [--adapter FOLDER] --inputs I.h5 --output O.h5\n\n" +
         table.help());
-    return static_cast<int>(ExitCode::kOk);
+    return ExitCode::kOk;
   }
   return run_in_session([&](Session& session) {
-    const auto worker = make_worker_with_weights(session, arguments, table, run, weights);
-    if (request.output.empty()) {
-      throw ConfigError("--output: expected the HDF5 file to write, found nothing");
-    }
+    const auto loaded = make_worker_with_weights(session, arguments, table, run, weights,
+                                                 [&] { check_places(table, request.inputs, request.output); });
     if (request.inputs.empty()) {
-      predict_split(*worker, run, request);
+      predict_split(loaded, run, request);
     } else {
-      predict_arrays(*worker, request);
+      predict_arrays(loaded, request);
     }
-    return static_cast<int>(ExitCode::kOk);
+    return ExitCode::kOk;
   });
 }
 

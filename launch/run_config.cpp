@@ -7,6 +7,7 @@
 #include <sstream>
 #include <string_view>
 
+#include "common/durable_file.h"
 #include "common/error.h"
 #include "launch/objectives.h"
 
@@ -20,6 +21,7 @@ constexpr std::string_view kWithoutEffectOnNumbers[] = {"run.",
                                                         "gradient_sync.strategy",
                                                         "gradient_sync.bucket_bytes",
                                                         "train.stop_at_step",
+                                                        "train.initial_adapter",
                                                         "model.path",
                                                         "data.path"};
 
@@ -68,6 +70,21 @@ void describe(OptionTable& table, RunConfig& config) {
   describe_objectives(table);
 }
 
+void describe_inference(OptionTable& table, RunConfig& config) {
+  train::describe(table, config.model);
+  data::describe(table, config.data);
+  peft::describe(table, config.peft);
+  train::describe_evaluation(table, config.train);
+  train::describe(table, config.parallel);
+}
+
+std::string default_numeric_options() {
+  RunConfig run;
+  OptionTable table;
+  describe(table, run);
+  return numeric_options(table);
+}
+
 std::string numeric_options(const OptionTable& table) {
   return filter_ini(table.canonical_text(),
                     [](std::string_view key) { return !has_prefix(key, kWithoutEffectOnNumbers); });
@@ -77,8 +94,17 @@ std::string adapter_options(const OptionTable& table) {
   return filter_ini(table.canonical_text(), [](std::string_view key) { return has_prefix(key, kOfAdapters); });
 }
 
-void read_arguments(OptionTable& table, const std::vector<std::string>& arguments, const TextReader& read_text) {
-  std::vector<std::string> flags;
+std::string read_named_file(const std::string& path) {
+  try {
+    return read_file(path);
+  } catch (const IoError& failure) {
+    throw ConfigError(failure.what());
+  }
+}
+
+void read_arguments(OptionTable& files, OptionTable& flags, const std::vector<std::string>& arguments,
+                    const TextReader& read_text) {
+  std::vector<std::string> words;
   std::string config_file;
   for (std::size_t i = 0; i < arguments.size(); ++i) {
     constexpr std::string_view kFlag = "--config";
@@ -90,16 +116,16 @@ void read_arguments(OptionTable& table, const std::vector<std::string>& argument
     } else if (arguments[i] == kFlag) {
       throw ConfigError("--config: expected the path of an INI file after it, found nothing");
     } else {
-      flags.push_back(arguments[i]);
+      words.push_back(arguments[i]);
       continue;
     }
     if (!config_file.empty()) {
       throw ConfigError("--config: expected once, found twice");
     }
     config_file = value;
-    table.read_text(read_text(value), value);
+    files.read_text(read_text(value), value);
   }
-  table.read_flags(flags);
+  flags.read_flags(words);
 }
 
 }  // namespace espalier::launch

@@ -6,7 +6,6 @@
 #include <csignal>
 #include <cstdlib>
 
-#include "common/durable_file.h"
 #include "common/error.h"
 #include "common/log.h"
 #include "dist/abort.h"
@@ -14,6 +13,7 @@
 #include "dist/mpi_communicator.h"
 #include "dist/nccl_communicator.h"
 #include "dist/solo_communicator.h"
+#include "launch/run_config.h"
 #include "train/device.h"
 
 namespace espalier::launch {
@@ -44,6 +44,12 @@ Session::Session() {
   if (dist::MpiEnvironment::is_launched()) {
     mpi_ = std::make_unique<dist::MpiEnvironment>(nullptr, nullptr);
     control_ = mpi_->make_world();
+  } else if (const int tasks = number_from_environment({"SLURM_STEP_NUM_TASKS"}, 1); tasks > 1) {
+    // Each of them would train alone, into one run folder.
+    throw ConfigError(fmt::format(
+        "srun: expected a launcher that tells {} processes of each other, found none of the variables of PMIx or PMI; "
+        "start with srun --mpi=pmix, or with mpirun",
+        tasks));
   } else {
     control_ = std::make_unique<dist::SoloCommunicator>();
   }
@@ -72,14 +78,7 @@ int Session::set_threads(int wanted) const {
 
 std::string Session::read_text(const std::string& path) {
   std::string text;
-  dist::together(*control_, "reading " + path, [&] {
-    try {
-      text = control_->rank() == 0 ? read_file(path) : "";
-    } catch (const IoError& failure) {
-      // The user named the file: a wrong name is wrong input, not a failing disk.
-      throw ConfigError(failure.what());
-    }
-  });
+  dist::together(*control_, "reading " + path, [&] { text = control_->rank() == 0 ? read_named_file(path) : ""; });
   return dist::broadcast_text(*control_, text);
 }
 
@@ -90,7 +89,7 @@ const std::atomic<bool>& Session::stop_requested() {
   return stop_flag;
 }
 
-int run_in_session(const std::function<int(Session&)>& body) {
+ExitCode run_in_session(const std::function<ExitCode(Session&)>& body) {
   std::unique_ptr<Session> session;
   try {
     session = std::make_unique<Session>();
@@ -99,9 +98,8 @@ int run_in_session(const std::function<int(Session&)>& body) {
     if (session && session->control().num_ranks() > 1) {
       dist::abort_job(session->control(), error);
     }
-    const auto* known = dynamic_cast<const Error*>(&error);
     log_error("espalier", "{}", error.what());
-    return static_cast<int>(known != nullptr ? known->exit_code() : ExitCode::kInternal);
+    return exit_code_of(error);
   }
 }
 

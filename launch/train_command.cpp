@@ -7,11 +7,11 @@
 #include <vector>
 
 #include "checkpoint/adapter.h"
-#include "common/durable_file.h"
 #include "common/error.h"
 #include "common/log.h"
 #include "dist/agree.h"
 #include "launch/adapter_files.h"
+#include "launch/array_files.h"
 #include "launch/commands.h"
 #include "launch/objectives.h"
 #include "launch/run_config.h"
@@ -99,91 +99,105 @@ void write_run_adapters(const train::RunFolder& folder, const std::vector<Object
   }
 }
 
-int train_in_session(Session& session, const Arguments& arguments) {
+/// What the user asked for: `run` and `table` are two views of the same values.
+struct TrainRequest {
   RunConfig run;
   OptionTable table;
-  describe(table, run);
-  std::optional<checkpoint::Adapter> initial;
-  std::vector<ObjectiveOptions> objective_options;
-  dist::together(session.control(), "reading the configuration", [&] {
-    const auto read = [&] {
-      read_arguments(table, arguments, [&](const std::string& path) { return session.read_text(path); });
-    };
-    read();
-    if (!run.train.initial_adapter.empty()) {
-      initial = read_any_adapter(run.train.initial_adapter, run.model.path);
-      table.read_text(initial->description.value("options", std::string()), run.train.initial_adapter);
-      read();  // file and flags go before the adapter's options
-    }
-    table.check_required();
-    objective_options = plan_objectives(table);
-    if (initial && !objective_options.front().name.empty()) {
-      throw ConfigError(
-          fmt::format("train.initial_adapter: expected a run of one objective, found objectives {}; start each from an "
-                      "adapter in a run of its own",
-                      names_of(objective_options)));
-    }
-  });
-  dist::require_equal(session.control(), table.canonical_text(), "configuration");
-  const int threads = session.set_threads(static_cast<int>(run.parallel.threads));
+  std::optional<checkpoint::Adapter> initial;  ///< of train.initial_adapter
+  std::vector<ObjectiveOptions> objectives;
+};
 
-  std::optional<data::Dataset> opened;
-  dist::together(session.control(), "opening the dataset", [&] { opened = data::Dataset::open(run.data.path); });
-  const data::Dataset& dataset = *opened;
-  if (run.data.max_length < dataset.info().max_length) {
-    log_warning("data",
-                "data.max_length = {} cuts off the ends of rows that {} keeps up to {} tokens, closing tokens too",
-                run.data.max_length, run.data.path, dataset.info().max_length);
+/// Throws: ConfigError.
+void read_request(TrainRequest& request, const Arguments& arguments, const TextReader& read_text) {
+  auto& [run, table, initial, objectives] = request;
+  describe(table, run);
+  read_arguments(table, table, arguments, read_text);
+  if (!run.train.initial_adapter.empty()) {
+    initial = read_any_adapter(run.train.initial_adapter, run.model.path);
+    table.read_text(initial->description.value("options", std::string()), run.train.initial_adapter);
+    read_arguments(table, table, arguments, read_text);  // file and flags go before the adapter's options
   }
+  objectives = plan_objectives(table);
+  if (initial && !objectives.front().name.empty()) {
+    throw ConfigError(
+        fmt::format("train.initial_adapter: expected a run of one objective, found objectives {}; start each from an "
+                    "adapter in a run of its own",
+                    names_of(objectives)));
+  }
+}
+
+void load_initial_adapter(train::Worker& worker, const checkpoint::Adapter& adapter, const std::string& path) {
+  if (worker.objective().part.importance_start != nullptr) {
+    throw ConfigError(
+        "train.initial_adapter: expected a method that does not draw its start from the data, found "
+        "peft.lst.side_initial=fisher; take magnitude");
+  }
+  load_adapter(worker, adapter, path);
+}
+
+ExitCode train_in_session(Session& session, const Arguments& arguments) {
+  TrainRequest request;
+  dist::together(session.control(), "reading the configuration", [&] {
+    read_request(request, arguments, [&](const std::string& path) { return session.read_text(path); });
+    request.table.check_required();
+  });
+  dist::require_equal(session.control(), request.table.canonical_text(), "configuration");
+  const RunConfig& run = request.run;
+  const int threads = session.set_threads(static_cast<int>(run.parallel.threads));
+  const data::Dataset dataset = open_dataset(session.control(), run.data);
   std::vector<train::ObjectiveConfig> objectives;
-  objectives.reserve(objective_options.size());
-  for (const auto& options : objective_options) {
+  objectives.reserve(request.objectives.size());
+  for (const auto& options : request.objectives) {
     objectives.push_back(make_objective(options, dataset.info()));
   }
   train::Worker worker({run.model, run.parallel, run.train.seed, std::move(objectives), run.train.batched},
                        session.ranks(run.model.device));
-  require_fit(worker.backbone(), worker.objective().config.data);
-  if (initial) {
-    if (worker.objective().part.importance_start != nullptr) {
-      throw ConfigError(
-          "train.initial_adapter: expected a method that does not draw its start from the data, found "
-          "peft.lst.side_initial=fisher; take magnitude");
-    }
-    load_adapter(worker, *initial, run.train.initial_adapter);
+  // An initial adapter may have learned something else: from one task to the next.
+  require_fit(worker.backbone(), worker.objective().config.data, /*adapter=*/nlohmann::json::object());
+  if (request.initial) {
+    load_initial_adapter(worker, *request.initial, run.train.initial_adapter);
   }
   const auto& place = worker.place();
   log_info("espalier", "{} stage(s) x {} replica(s), {} thread(s) per rank, {} rows to train on", place.num_stages,
            place.num_replicas, threads, dataset.split("train").num_rows());
 
-  const train::TrainerConfig config{run.data,       run.gradient_sync, run.parallel,         run.train,
-                                    run.checkpoint, run.run.folder,    table.print_config(), numeric_options(table),
-                                    threads};
+  const train::TrainerConfig config{run.data,
+                                    run.gradient_sync,
+                                    run.parallel,
+                                    run.train,
+                                    run.checkpoint,
+                                    run.run.folder,
+                                    request.table.print_config(),
+                                    numeric_options(request.table),
+                                    threads,
+                                    default_numeric_options()};
   train::Trainer trainer(config, worker, dataset, session.ledger(), session.stop_requested());
   const auto summary = trainer.run();
   if (summary.is_stopped) {
     log_info("espalier", "stopped on request after step {}; the same command goes on from there", summary.steps);
-    return static_cast<int>(ExitCode::kStopped);
+    return ExitCode::kStopped;
   }
-  write_run_adapters(train::RunFolder(run.run.folder), objective_options, worker);
+  write_run_adapters(train::RunFolder(run.run.folder), request.objectives, worker);
   print_once(summary_text(summary.record));
-  return static_cast<int>(ExitCode::kOk);
+  return ExitCode::kOk;
 }
 
 }  // namespace
 
-int run_train(const Arguments& arguments) {
-  RunConfig run;
-  OptionTable table;
-  describe(table, run);
+ExitCode run_train(const Arguments& arguments) {
   if (wants_help(arguments)) {
+    RunConfig run;
+    OptionTable table;
+    describe(table, run);
     print_once("usage: espalier train --config FILE [--section.key=value ...] [--print-config]\n\n" + table.help());
-    return static_cast<int>(ExitCode::kOk);
+    return ExitCode::kOk;
   }
   Arguments rest = arguments;
   if (std::erase(rest, "--print-config") > 0) {
-    read_arguments(table, rest, read_file);
-    print_once(table.print_config());
-    return static_cast<int>(ExitCode::kOk);
+    TrainRequest request;
+    read_request(request, rest, read_named_file);
+    print_once(request.table.print_config());
+    return ExitCode::kOk;
   }
   return run_in_session([&](Session& session) { return train_in_session(session, rest); });
 }

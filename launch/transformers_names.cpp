@@ -21,10 +21,15 @@ void replace_first(std::string& text, const std::string& from, const std::string
   }
 }
 
-/// Stored names of a weight that the folder has: all copies of a tied one.
+/// Stored names of a weight that the folder has: all copies of a tied one, but not the table of a head that differs.
 std::vector<std::string> stored_names(const model::StoredWeight& stored, const model::WeightSource& source) {
   std::vector<std::string> names = stored.names;
-  names.insert(names.end(), stored.tied_names.begin(), stored.tied_names.end());
+  const auto read = model::present_names(stored, source);
+  const bool is_untied =
+      stored.is_tied_head && !read.empty() && std::find(names.begin(), names.end(), read.front()) != names.end();
+  if (!is_untied) {
+    names.insert(names.end(), stored.tied_names.begin(), stored.tied_names.end());
+  }
   std::erase_if(names, [&](const std::string& name) { return !source.contains(name); });
   return names;
 }

@@ -165,6 +165,7 @@ at::Tensor causal_mask(std::int64_t queries, std::int64_t keys, at::Device devic
 }
 
 // scaled_dot_product_attention with the two things it lacks: a mask beside is_causal, and zeros for rows without keys.
+// `bias`: with the key bias added.
 at::Tensor library_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& bias,
                              const AttentionOptions& options) {
   if (!bias.defined()) {
@@ -197,13 +198,8 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   while (bias4.defined() && bias4.dim() < 4) {
     bias4 = bias4.unsqueeze(0);
   }
-  if (!has_kernel(q) && options.key_bias.defined()) {
-    AttentionOptions without = options;
-    without.key_bias = at::Tensor();
-    return attention(q, k, v, bias4.defined() ? bias4 + options.key_bias : options.key_bias, without);
-  }
   if (!has_kernel(q) && options.dropout == 0 && !(bias4.defined() && bias4.requires_grad())) {
-    return library_attention(q, k, v, bias4, options);
+    return library_attention(q, k, v, sum_of_biases(bias4, options.key_bias), options);
   }
   const auto if_given = [](const at::Tensor& tensor) {
     return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
@@ -226,8 +222,10 @@ at::Tensor attention_reference(const at::Tensor& q, const at::Tensor& k, const a
   }
   const at::Tensor is_blind = (scores == -kInfinity).all(-1, /*keepdim=*/true);
   at::Tensor weights = at::softmax(scores.masked_fill(is_blind, 0), -1).masked_fill(is_blind, 0);
-  const at::Tensor mask = dropout_mask(weights.numel(), options.dropout, options.dropout_key);
-  weights = weights * mask.view(weights.sizes()).to(q.options()) / (1 - options.dropout);
+  if (options.dropout > 0) {
+    const at::Tensor mask = dropout_mask(weights.numel(), options.dropout, options.dropout_key);
+    weights = weights * mask.view(weights.sizes()).to(q.options()) / (1 - options.dropout);
+  }
   return at::matmul(weights, v);
 }
 

@@ -15,17 +15,17 @@
 
 namespace espalier::model {
 
-/// B rows, G key/value heads, S tokens so far, W head width. One for each stage and batch of rows.
+/// B rows, G key/value heads, S tokens so far, W head width. One for each stage and batch of rows. Thread: not shared.
 class AttentionCache {
  public:
-  using KeyValue = std::pair<at::Tensor, at::Tensor>;  ///< [B, G, S, W]
+  using KeyValue = std::pair<at::Tensor, at::Tensor>;  ///< [B, G, S, W] each
 
   /// Tokens of the generating stack that every cache holds.
   [[nodiscard]] std::int64_t num_tokens() const { return num_tokens_; }
   /// Called when all layers have run: their caches have `count` tokens more.
   void advance(std::int64_t count) { num_tokens_ += count; }
 
-  /// Appends what a block's self-attention made of the new tokens; returns keys and values of all.
+  /// Appends what a block's self-attention made of the new tokens, [B, G, new, W]; returns keys and values of all.
   KeyValue extend(const LayerPlace& place, const KeyValue& fresh);
   /// Keys and values of a block's memory, made once.
   template <typename Make>
@@ -34,7 +34,7 @@ class AttentionCache {
     if (!entry.first.defined()) entry = make();
     return entry;
   }
-  /// Row i goes on from what was row rows[i]; also to more rows or fewer.
+  /// Row i goes on from what was row rows[i], int64 [new B]; also to more rows or fewer.
   void reorder(const at::Tensor& rows);
 
  private:

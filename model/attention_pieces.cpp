@@ -64,8 +64,9 @@ at::Tensor scores_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
                      const Piece& piece) {
   at::Tensor scores = at::matmul(rows_of(q, piece) * options.scale, heads_of(k, piece).transpose(-2, -1));
   scores = scores.to(accumulate_type(q));
-  if (bias.defined()) {
-    scores = scores + bias_of(bias, piece);
+  const auto part = [&](const at::Tensor& whole) { return whole.defined() ? bias_of(whole, piece) : whole; };
+  if (const at::Tensor sum = sum_of_biases(part(bias), part(options.key_bias)); sum.defined()) {
+    scores = scores + sum;
   }
   if (options.is_causal) {
     const auto index = at::TensorOptions().dtype(at::kLong).device(q.device());
@@ -83,6 +84,10 @@ at::Tensor dropped(const at::Tensor& weights, const AttentionOptions& options, c
 }
 
 }  // namespace
+
+at::Tensor sum_of_biases(const at::Tensor& bias, const at::Tensor& key_bias) {
+  return bias.defined() && key_bias.defined() ? bias + key_bias : bias.defined() ? bias : key_bias;
+}
 
 AttentionResult attention_forward_in_pieces(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                             const at::Tensor& bias, const AttentionOptions& options,

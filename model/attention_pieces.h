@@ -11,6 +11,9 @@
 
 namespace espalier::model {
 
+/// The two biases as one, to be added to the scores; undefined where neither is there.
+at::Tensor sum_of_biases(const at::Tensor& bias, const at::Tensor& key_bias);
+
 /// Weights of one piece: enough to fill a device, 64 MiB in float.
 constexpr std::int64_t kPieceElements = std::int64_t{16} << 20;
 
@@ -23,7 +26,8 @@ struct AttentionGradients {
   at::Tensor q, k, v, bias;  ///< undefined where not wanted
 };
 
-/// bias: undefined, or four dimensions, each 1 or that of [B, H, L, S].
+/// bias: undefined, or four dimensions, each 1 or that of [B, H, L, S]. The options' key bias is added to it piece by
+/// piece, so that the sum, [B, H, L, S] of a bias for every batch, is never there whole.
 AttentionResult attention_forward_in_pieces(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                             const at::Tensor& bias, const AttentionOptions& options,
                                             std::int64_t piece_elements = kPieceElements);

@@ -105,8 +105,8 @@ ESPALIER_INLINE void multiply_columns(std::int64_t rows, std::int64_t depth, con
 }
 
 // x = 2^x for x < 127 or NaN, to 2 units in the last place; 0 below -126, where floats turn denormal. The polynomial
-// meets 2^x on
-// [-1/2, 1/2] to 2e-9 and is summed in pairs: the chain of dependent steps, not their number, limits the speed.
+// meets 2^x on [-1/2, 1/2] to 2e-9 and is summed in pairs: the chain of dependent steps, not their number, limits the
+// speed.
 ESPALIER_INLINE void exponentiate(Lanes& x) {
   constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
   const LaneBits is_tiny = x < -126.0F;

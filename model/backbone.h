@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A backbone is a chain of layers: embedding, blocks, (norms), head. A family reads config.json into this plan and says
-// which stored tensor fills which role; everything else is shared by all families.
+// which stored tensor fills which role; everything else is shared by all families. Dropouts are probabilities.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ enum class Stack { kOnly, kEncoder, kDecoder };
 
 enum class Positions {
   kNone,           ///< relative or rotary positions, inside the blocks
-  kInOrder,        ///< 0..T-1
+  kInOrder,        ///< 0..T-1 for T tokens of a row
   kFollowPadding,  ///< pad_token_id + running count of tokens that are not padding, padding at pad_token_id (RoBERTa)
   kFollowMask,     ///< running count of attended tokens - 1, padding at -1 (OPT)
 };
@@ -55,12 +55,13 @@ struct EmbeddingSpec {
   std::optional<VisualEmbeddingSpec> visual = {};  ///< of an encoder that reads images behind its text
 };
 
-/// Image [B, C, Y, X] -> class token and one token for each patch (Dosovitskiy et al., ViT, ICLR 2021, section 3.1).
+/// Image [B, C, Y, Y] (C channels, Y x Y pixels) -> class token and one token for each patch (Dosovitskiy et al., ViT,
+/// ICLR 2021, section 3.1).
 struct PatchEmbeddingSpec {
-  std::int64_t height = 224, image_width = 224, num_channels = 3, patch_size = 16;
+  std::int64_t image_size = 224, num_channels = 3, patch_size = 16;  ///< sizes in pixels, of one side
   std::int64_t width = 0;
   double dropout = 0;
-  [[nodiscard]] std::int64_t num_patches() const { return (height / patch_size) * (image_width / patch_size); }
+  [[nodiscard]] std::int64_t num_patches() const { return (image_size / patch_size) * (image_size / patch_size); }
 };
 
 /// What ends a stack: norm, dropout, projection, each if there.
@@ -96,7 +97,7 @@ struct HeadSpec {
   double dropout = 0;
   double initializer_range = 0.02;
   double input_scale = 1;                             ///< multiplies what the language model head reads
-  bool stores_bias_row = false;                       ///< its bias is stored as [1, V] (BART)
+  bool stores_bias_row = false;                       ///< its bias is stored as [1, vocabulary] (BART)
   std::int64_t pad_token_id = -1, eos_token_id = -1;  ///< what the poolings by token look for
 };
 
@@ -132,7 +133,7 @@ struct Backbone {
   std::filesystem::path folder;
   std::vector<LayerPlan> chain;
   std::int64_t width = 0;
-  std::int64_t max_positions = 0;  ///< longest row; 0: any
+  std::int64_t max_positions = 0;  ///< tokens of the longest row; 0: any
   std::int64_t vocab_size = 0;     ///< 0: the model reads no ids
   double initializer_range = 0.02;
   std::int64_t pad_token_id = 0;

@@ -70,10 +70,10 @@ struct BlockSpec {
   double attention_dropout = 0;
   double activation_dropout = 0;  ///< inside the feed-forward
   double drop_path = 0;           ///< share of rows that leave a branch out in training (Huang et al., ECCV 2016)
-  bool keeps_scores = false;      ///< attention by its slow twin, score matrices and all: to measure what that costs
+  bool keeps_scores = false;      ///< attention_reference(), score matrices and all: to measure what that costs
 };
 
-/// What a block reads besides its hidden state.
+/// What a block reads besides its hidden state. B rows, T tokens, S tokens of the memory
 struct BlockInputs {
   at::Tensor attention_bias = {};  ///< additive, [B, 1, 1, T] (with a cache, its tokens and T); undefined: everywhere
   at::Tensor position_bias = {};   ///< additive, [1, H, T, T] (with a cache, [1, H, T, its tokens and T])
@@ -90,6 +90,7 @@ struct BlockInputs {
 class Insert {
  public:
   virtual ~Insert() = default;
+  /// x [B, T, D] -> [B, T, D]
   [[nodiscard]] virtual at::Tensor forward(const at::Tensor& x, const ForwardContext& context) const = 0;
 };
 enum class InsertPlace { kAfterAttention, kAfterCrossAttention, kAfterFeedForward, kParallelToFeedForward };
@@ -98,12 +99,13 @@ class TransformerBlock {
  public:
   TransformerBlock(BlockSpec spec, LayerPlace place);
 
-  /// x [B, T, D] -> [B, T, D]
+  /// x [B, T, D] -> [B, T, D]; of K networks that run together [K, B, T, D].
+  /// Requires: T = 1 where the block is causal and the context's cache holds tokens of it.
   [[nodiscard]] at::Tensor forward(const at::Tensor& x, const BlockInputs& inputs, const ForwardContext& context) const;
-  /// The attention branch with its residual and norm (cross-attention too, where the block has it).
+  /// The attention branch with its residual and norm (cross-attention too, where the block has it), as forward().
   [[nodiscard]] at::Tensor attention_part(const at::Tensor& x, const BlockInputs& inputs,
                                           const ForwardContext& context) const;
-  /// The feed-forward branch with its residual and norm.
+  /// The feed-forward branch with its residual and norm: x as forward().
   [[nodiscard]] at::Tensor feed_forward_part(const at::Tensor& x, const ForwardContext& context) const;
 
   /// [1, H, T, num_cached + T] in fp32 from the block's own table, for the last T of that many tokens.
@@ -113,7 +115,7 @@ class TransformerBlock {
   /// Roles: attention.{query,key,value,output}, attention.norm, cross_attention.*, feed_forward.{up,gate,down,norm},
   /// each with .weight and .bias; attention.relative_bias.weight [buckets, H].
   void visit_weights(const WeightVisitor& visit);
-  /// Every linear by role without ".weight".
+  /// Every linear by role without ".weight", in an order that keys the dropout of factors: never change it.
   void visit_linears(const std::function<void(const std::string& role, Linear& linear)>& visit);
   /// Null takes the insert out again.
   void set_insert(InsertPlace place, std::shared_ptr<const Insert> insert);

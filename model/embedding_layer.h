@@ -2,6 +2,7 @@
 // First link of a stack: token, type and position embeddings, prompts before and visual tokens behind the words, norm,
 // dropout. Sets "hidden" [B, T, D]. That of a decoder reads decoder_input_ids, and what the encoder left in "hidden"
 // becomes "memory".
+// B rows, N prompts, T words (in "hidden" prompts and V visual tokens too), D width, P positions, K token types
 #pragma once
 
 #include <optional>
@@ -32,7 +33,7 @@ class EmbeddingLayer : public Layer {
                                            const ForwardContext& context) const;
 
   EmbeddingSpec spec_;
-  at::Tensor token_;  // [V, D], or the width of the tokens
+  at::Tensor token_;  // [vocabulary, D], or the width of the tokens
   Linear projection_;
   at::Tensor position_;    // [P, D]
   at::Tensor token_type_;  // [K, D]

@@ -42,6 +42,7 @@ StoredWeight Family::stored_weight(const LayerPlan& layer, const std::string& ro
   stored.num_parts = entry.num_parts;
   stored.is_buffer = entry.is_buffer;
   stored.is_task = is_task_weight(layer, role);
+  stored.is_tied_head = layer.head && !entry.tied_names.empty();
   const bool is_norm = role.substr(0, dot).ends_with("norm");
   const auto spell_out = [&](const std::vector<std::string>& names, std::vector<std::string>& spelled) {
     for (const auto& name : names) {

@@ -16,6 +16,7 @@ struct LayerPlan;
 struct StoredWeight {
   std::vector<std::string> names;  ///< alternatives, of which one is there ("bert.embeddings..." or "embeddings...")
   std::vector<std::string> tied_names = {};  ///< where the tensor is when none of `names` is: others use it too
+  bool is_tied_head = false;                 ///< where both are and are equal, it is that of `tied_names` as well
   bool is_transposed = false;                ///< stored [in, out] (GPT-2)
   std::int64_t part = 0, num_parts = 1;      ///< which of equal parts of the (transposed) tensor's rows
   bool is_buffer = false;                    ///< never trained; zeros when it is absent
@@ -54,7 +55,10 @@ class Family {
  public:
   explicit Family(FamilyNames names) : names_(std::move(names)) {}
   [[nodiscard]] const std::string& model_type() const { return names_.model_type; }
+  /// Where a folder stores `role` ("attention.query.weight") of `layer`, names written out.
+  /// Throws: InternalError for a layer or role that the family has no name for.
   [[nodiscard]] StoredWeight stored_weight(const LayerPlan& layer, const std::string& role) const;
+  /// Whether a tensor that no role uses is legal all the same.
   [[nodiscard]] bool is_known_extra(const std::string& stored_name) const;
 
  private:

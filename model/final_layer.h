@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The end of a stack: norm, dropout and projection of "hidden", each where the family has it.
+// The end of a stack: norm, dropout and projection of "hidden" [B, T, D], each where the family has it.
 #pragma once
 
 #include <utility>

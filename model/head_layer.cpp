@@ -3,7 +3,6 @@
 #include "model/head_layer.h"
 
 #include <ATen/ATen.h>
-#include <spdlog/fmt/fmt.h>
 
 #include <utility>
 
@@ -52,13 +51,7 @@ at::Tensor pool(const HeadSpec& spec, const at::Tensor& hidden, bool is_decoder,
       return select_places(hidden, (place + num_prompts).clamp_min(0));
     }
     case Pooling::kEndOfSequence: {
-      const auto place = last_place(inputs.tensors.at("input_ids").eq(spec.eos_token_id));
-      if (place.lt(0).any().item<bool>()) {
-        throw ConfigError(
-            fmt::format("input_ids: expected an end-of-sequence token ({}) in every row, since the head "
-                        "reads its state; found a row without one",
-                        spec.eos_token_id));
-      }
+      const auto place = last_place(inputs.tensors.at("input_ids").eq(spec.eos_token_id));  // prepare() saw to it
       return select_places(hidden, place + num_prompts);
     }
   }

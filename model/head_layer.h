@@ -2,13 +2,14 @@
 // Last link of the chain. A pooled head makes "logits" [B, C] of "hidden" [B, T, D]; it computes in fp32 whatever the
 // compute type: every method trains it, and it costs next to nothing. A language model head makes "logits" [B, T, V] in
 // the compute type, with weights that are the backbone's.
+// B rows, T tokens (of the decoder where there is one), D width, C labels, V vocabulary
 #pragma once
 
 #include "model/slice.h"
 
 namespace espalier::model {
 
-/// Roles: dense.{weight,bias}, classifier.{weight,bias}.
+/// Roles: dense.{weight [D, D], bias}, classifier.{weight [C, D], bias}.
 class HeadLayer : public Layer {
  public:
   explicit HeadLayer(LayerPlan plan);
@@ -21,7 +22,7 @@ class HeadLayer : public Layer {
   Linear dense_, classifier_;
 };
 
-/// Roles: output.weight [V, D], output.bias.
+/// Roles: output.weight [V, D], output.bias [V] or [1, V].
 class LanguageModelHeadLayer : public Layer {
  public:
   explicit LanguageModelHeadLayer(LayerPlan plan) : Layer(std::move(plan)), spec_(*this->plan().head) {}

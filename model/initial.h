@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Initial values of trained tensors: drawn by canonical name, so every layout and every process starts alike.
+// Initial values of trained tensors, on the host: drawn by canonical name, so every layout and every process starts
+// alike.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -23,11 +23,11 @@ class LinearDelta {
 
 /// y = x W^T + b + delta(x); W [out, in]; b may be undefined. A trained fp32 weight is cast to x's type on use.
 /// The stack of K linears of K networks that run together: W [K, out, in], b [K, out]; x [B, T, in], which all read, or
-/// [K, B, T, in]; y [K, B, T, out], each network's up to rounding.
+/// [K, B, T, in]; y [K, B, T, out], each network's up to rounding; it has no delta.
 struct Linear {
-  at::Tensor weight;
-  at::Tensor bias;
-  std::shared_ptr<const LinearDelta> delta;
+  at::Tensor weight;                         ///< [out, in]
+  at::Tensor bias;                           ///< [out]
+  std::shared_ptr<const LinearDelta> delta;  ///< null: none
   std::int64_t in_features = 0, out_features = 0;
   bool has_bias = true;
 
@@ -53,6 +53,7 @@ struct Norm {
 /// Called with a role ("attention.query.weight"), the slot, and the shape it must have.
 using WeightVisitor =
     std::function<void(const std::string& role, at::Tensor& slot, const std::vector<std::int64_t>& shape)>;
+/// `role`.weight, and .bias where there is one.
 void visit_weights(const std::string& role, Linear& linear, const WeightVisitor& visit);
 void visit_weights(const std::string& role, Norm& norm, const WeightVisitor& visit);
 

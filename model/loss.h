@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Losses of one micro-batch, in fp32, as a sum over rows divided by the rows of the whole global batch, so that adding
-// the micro-batches of any layout gives the mean.
+// Losses of one micro-batch, in fp32, as a sum divided by what the whole global batch counts (rows, labels or target
+// tokens), so that adding the micro-batches of any layout gives the mean. Where it counts nothing the loss is 0.
+// B rows, C classes, L labels, T tokens, V vocabulary
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -8,6 +9,9 @@
 #include <cstdint>
 
 namespace espalier::model {
+
+/// A label that no loss counts.
+inline constexpr std::int64_t kIgnoredLabel = -100;
 
 /// logits [B, C], labels [B] int64 -> scalar sum of cross-entropy / num_global_rows.
 at::Tensor classification_loss(const at::Tensor& logits, const at::Tensor& labels, std::int64_t num_global_rows);
@@ -17,7 +21,7 @@ at::Tensor regression_loss(const at::Tensor& logits, const at::Tensor& labels, s
 /// logits [B, L], labels [B, L] of 0 and 1 -> scalar sum of binary cross-entropies / num_global_labels.
 at::Tensor multi_label_loss(const at::Tensor& logits, const at::Tensor& labels, std::int64_t num_global_labels);
 
-/// Targets that token_loss() counts: labels that are not -100, without the first of each row where `is_shifted`.
+/// Targets that token_loss() counts: labels [B, T] that are not -100, without the first of each row where `is_shifted`.
 std::int64_t count_targets(const at::Tensor& labels, bool is_shifted);
 /// logits [B, T, V], labels [B, T] with -100 where nothing is to be predicted -> scalar sum of cross-entropy /
 /// num_global_targets. `is_shifted`: place t predicts label t + 1 (a causal model reads its own labels).

@@ -234,9 +234,10 @@ std::unique_ptr<WeightSource> open_model_folder(const std::filesystem::path& fol
     throw ConfigError(fmt::format(
         "{}: expected {}, found pytorch_model.bin only, which is not read because it may hold code; convert it "
         "inside the folder with: python -c \"import torch, safetensors.torch as s; "
-        "s.save_file({{k: v.contiguous().clone() for k, v in torch.load('pytorch_model.bin', "
-        "weights_only=True).items()}}, "
-        "'model.safetensors', {{'format': 'pt'}})\"",
+        "w = torch.load('pytorch_model.bin', weights_only=True); first = {{}}; "
+        "[first.setdefault((v.data_ptr() or k, v.shape), k) for k, v in w.items()]; "
+        "s.save_file({{k: w[k].contiguous().clone() for k in first.values()}}, 'model.safetensors', "
+        "{{'format': 'pt'}})\" (of tied weights it stores the first alone)",
         folder.string(), kSingleFile));
   }
   throw ConfigError(fmt::format("{}: expected {} or {}, found neither; fetch the weights of the model into this folder",

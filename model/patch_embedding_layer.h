@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // First link of an image model (Dosovitskiy et al., ViT, ICLR 2021, equation 1): cuts pixel_values [B, C, Y, X] into
 // patches, projects each, puts the class token before them, adds positions. Sets "hidden" [B, 1 + patches, D].
+// B rows, C channels, Y x X pixels, P pixels along a patch, D width
 #pragma once
 
 #include "model/slice.h"

@@ -134,15 +134,29 @@ void MappedBytes::remove(const at::Tensor& view) {
 
 namespace {
 
+/// Blocks of a stack.
+std::int64_t height_of(const Backbone& backbone, Stack stack) {
+  return std::count_if(backbone.chain.begin(), backbone.chain.end(),
+                       [&](const LayerPlan& layer) { return layer.block && layer.stack == stack; });
+}
+
 /// The plan of a layer that is run with these options.
 LayerPlan with_drop_path(LayerPlan plan, const Backbone& backbone, const SliceOptions& options) {
   if (!plan.block || options.drop_path == 0) return plan;
-  const auto height = std::count_if(backbone.chain.begin(), backbone.chain.end(),
-                                    [&](const LayerPlan& other) { return other.block && other.stack == plan.stack; });
-  if (height > 1) {
-    plan.block->drop_path = options.drop_path * static_cast<double>(plan.number) / static_cast<double>(height - 1);
-  }
+  const auto height = height_of(backbone, plan.stack);
+  plan.block->drop_path = options.drop_path * static_cast<double>(plan.number) / static_cast<double>(height - 1);
   return plan;
+}
+
+void check_drop_path(const Backbone& backbone, const SliceOptions& options) {
+  if (options.drop_path == 0) return;
+  for (const auto& layer : backbone.chain) {
+    if (!layer.block || height_of(backbone, layer.stack) > 1) continue;
+    throw ConfigError(
+        fmt::format("model.drop_path: expected 0 for a model with a stack of one block, whose lowest block is never "
+                    "left out; found {} and {} alone; leave model.drop_path out",
+                    options.drop_path, layer.name));
+  }
 }
 
 }  // namespace
@@ -161,6 +175,7 @@ StageSlice::StageSlice(const Backbone& backbone, LayerRange range, const WeightS
     : backbone_(backbone), range_(range), options_(options) {
   ESPALIER_CHECK(0 <= range.first && range.first < range.end && range.end <= backbone.num_layers(),
                  "layers {} to {} of {}", range.first, range.end, backbone.num_layers());
+  check_drop_path(backbone_, options_);
   WeightLoader loader(backbone_, weights, options_, mapped_);
   load_layers(loader);
 }

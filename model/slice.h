@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A stage slice: a contiguous range of the chain, holding and loading its own weights only.
+// B rows of a micro-batch, T tokens of the only stack or the encoder (N prompts first, V visual tokens last), U target
+// tokens of a decoder, D width, W head width, C labels
 #pragma once
 
 #include <cstdint>
@@ -18,13 +20,13 @@ namespace espalier::model {
 
 /// What every layer of a stage reads of the micro-batch besides the carry; made once per micro-batch.
 struct StageInputs {
-  NamedTensors tensors;
+  NamedTensors tensors;                ///< as prepare() took them, on the slice's device
   at::Tensor attention_bias;           ///< [B, 1, 1, T] additive, in the compute type; undefined when nothing is padded
   at::Tensor decoder_attention_bias;   ///< [B, 1, 1, U], the same of decoder_attention_mask
   at::Tensor rotary_cos, rotary_sin;   ///< [1 or B, 1, T, W] in the compute type, where positions are rotary
   std::int64_t num_visual_tokens = 0;  ///< V, the last of the T; also where `goes_on` and the encoder reads none
   std::int64_t num_prompts = 0;        ///< N, the first of the T (StageSlice::set_prompts); none where `goes_on`
-  at::Tensor prompts = {};             ///< [N, D] on the first stage
+  at::Tensor prompts = {};             ///< [N, width of the token table] on the first stage
 };
 
 /// The same micro-batch without its images: what the frozen backbone of a side network reads where that alone sees
@@ -44,6 +46,7 @@ void complete_decoder_inputs(const Backbone& backbone, NamedTensors& tensors);
 
 /// What enters the stage that begins with `first_layer` when the chain runs as it is: "hidden", in a decoder "memory",
 /// and "position_bias" where blocks share one that a block below made. Gradients are left to the method.
+/// Requires: 1 <= first_layer < num_layers().
 CarryPlan plan_chain_carry(const Backbone& backbone, int first_layer, const BatchShape& shape,
                            at::ScalarType compute_type);
 
@@ -53,9 +56,12 @@ class Layer {
   explicit Layer(LayerPlan plan) : plan_(std::move(plan)) {}
   virtual ~Layer() = default;
   /// Reads and replaces entries of the carry: the embedding sets "hidden" [B, T, D], blocks replace it, the head sets
-  /// "logits" [B, C].
+  /// "logits": a pooled one [B, C], a language model's [B, T or U, vocabulary] of the words (no prompts), in the
+  /// compute type. Requires: inputs from StageSlice::prepare(), which saw to what the head reads.
   virtual void forward(Carry& carry, const StageInputs& inputs, const ForwardContext& context) const = 0;
+  /// Every weight by role ("attention.query.weight"), in an order that depends on the plan alone.
   virtual void visit_weights(const WeightVisitor& visit) = 0;
+  /// The linears of a block or of a pooled head by role without ".weight"; other layers show none.
   virtual void visit_linears(const std::function<void(const std::string& role, Linear& linear)>& visit) = 0;
   /// The block, for layers that are one; null otherwise.
   [[nodiscard]] virtual TransformerBlock* block() { return nullptr; }
@@ -65,6 +71,7 @@ class Layer {
   LayerPlan plan_;
 };
 
+/// Chain indices [first, end).
 struct LayerRange {
   int first = 0;
   int end = 0;
@@ -126,11 +133,12 @@ class StageSlice {
  public:
   /// Builds the layers of `range` and fills them: fp32-on-CPU weights stay views of the mapped file, others are
   /// converted. Task weights are fp32 always; absent from the folder they are drawn by canonical name, those of a head
-  /// from N(0, initializer_range^2), biases 0, those of a visual embedding as initial_visual_weight() says. Throws:
-  /// ConfigError naming every needed tensor that is missing or has another shape.
+  /// from N(0, initializer_range^2), biases 0, those of a visual embedding as initial_visual_weight() says.
+  /// Throws: ConfigError naming every needed tensor that is missing or has another shape, and for a drop_path that
+  /// drops nothing; IoError where a file changed since it was opened.
   StageSlice(const Backbone& backbone, LayerRange range, const WeightSource& weights, const SliceOptions& options);
   /// The same range once more, for another task: the frozen weights are those of `base`, which share its memory, the
-  /// task weights are its own, of the head that `backbone` has and drawn by `seed`. Throws: ConfigError as above.
+  /// task weights are its own, of the head that `backbone` has and drawn by `seed`. Throws: as above.
   StageSlice(StageSlice& base, const Backbone& backbone, const WeightSource& weights, std::uint64_t seed);
 
   /// From now on prepare() puts `count` prompts in front of the words of every row of the first stack: attended, at the
@@ -142,7 +150,8 @@ class StageSlice {
   /// Checks one micro-batch, moves it to the device and makes what every layer reads.
   /// Requires: `tensors` on the host, through complete_decoder_inputs(). `goes_on`: these tokens follow cached ones,
   /// masks cover them all, and an encoder has nothing more to read (input_ids [B, 0], vis_feats [B, V, 0]). Throws:
-  /// ConfigError for ids, types or lengths that the model does not have.
+  /// ConfigError for ids, types, positions or lengths that the model does not have, and for a row without the token
+  /// that the head reads.
   [[nodiscard]] StageInputs prepare(NamedTensors tensors, bool goes_on = false) const;
   /// Replaces a slot of this slice by an owned fp32 leaf that requires grad. Mapped weights are read-only: whoever
   /// trains one must take it through here, which also ends the counting of its mapped bytes.

@@ -57,14 +57,14 @@ void check_tokens(const Backbone& backbone, const NamedTensors& tensors, const s
 
 void check_pixels(const PatchEmbeddingSpec& spec, const NamedTensors& tensors) {
   const auto* pixels = find(tensors, "pixel_values");
-  const std::vector<std::int64_t> expected = {spec.num_channels, spec.height, spec.image_width};
+  const std::vector<std::int64_t> expected = {spec.num_channels, spec.image_size, spec.image_size};
   if (pixels == nullptr || pixels->dim() != 4 || pixels->sizes().slice(1) != at::IntArrayRef(expected)) {
     throw ConfigError(fmt::format(
         "pixel_values: expected an array [rows, {}] (num_channels and image_size of the model, whose positions are for "
         "that size alone); found {}; prepare the images with --image-size {}",
         fmt::join(expected, ", "),
         pixels == nullptr ? std::string("none") : fmt::format("[{}]", fmt::join(pixels->sizes().vec(), ", ")),
-        spec.height));
+        spec.image_size));
   }
 }
 
@@ -102,6 +102,31 @@ void check_visual(const Backbone& backbone, const NamedTensors& tensors, bool go
   check_ids(tensors, "obj_order_ids", backbone.vocab_size, "vocab_size");
 }
 
+/// Given positions count from 0 behind the prompts, for every row or for all rows alike.
+void check_positions(const Backbone& backbone, const NamedTensors& tensors, std::int64_t num_prompts) {
+  const auto* positions = find(tensors, "position_ids");
+  if (positions == nullptr) return;
+  const auto& ids = tensors.at("input_ids");
+  const bool is_one_for_all = positions->dim() == 2 && positions->size(0) == 1 && positions->size(1) == ids.size(1);
+  if (!is_one_for_all) check_shape(tensors, "position_ids", {ids.size(0), ids.size(1)});
+  const auto num_positions =
+      backbone.max_positions > 0 ? backbone.max_positions - num_prompts : std::numeric_limits<std::int64_t>::max();
+  check_ids(tensors, "position_ids", num_positions, "positions");
+}
+
+/// A head that reads the state of the end-of-sequence token finds one in every row. Here, since every stage has the ids
+/// and has them on the host; the head would have to wait for its device, and the other stages for it.
+void check_ends(const HeadSpec& head, const at::Tensor& ids) {
+  if (head.is_language_model || head.pooling != Pooling::kEndOfSequence) return;
+  const auto has_end = ids.eq(head.eos_token_id).any(1);  // [B]
+  if (has_end.all().item<bool>()) return;
+  throw ConfigError(
+      fmt::format("input_ids: expected the end-of-sequence token ({}) in every row, since the head reads its state; "
+                  "found {} of {} rows without one: raise data.max_length, which cuts it off longer rows, or prepare "
+                  "the data with the model's own tokenizer",
+                  head.eos_token_id, ids.size(0) - has_end.sum().item<std::int64_t>(), ids.size(0)));
+}
+
 void check_inputs(const Backbone& backbone, const NamedTensors& tensors, std::int64_t num_prompts, bool goes_on) {
   const auto& first = backbone.chain.front();
   if (first.patch_embedding) return check_pixels(*first.patch_embedding, tensors);
@@ -109,7 +134,9 @@ void check_inputs(const Backbone& backbone, const NamedTensors& tensors, std::in
     check_tokens(backbone, tensors, "input_ids", {});
   } else {
     check_tokens(backbone, tensors, "input_ids", {"attention_mask", "token_type_ids"}, num_prompts);
+    check_ends(backbone.head(), tensors.at("input_ids"));
   }
+  check_positions(backbone, tensors, num_prompts);
   check_visual(backbone, tensors, goes_on);
   if (first.embedding->num_token_types > 0) {
     check_ids(tensors, "token_type_ids", first.embedding->num_token_types, "type_vocab_size");

@@ -44,6 +44,7 @@ class StrictJson : public nlohmann::json_sax<nlohmann::json> {
 };
 
 /// Feeds one JSON object, and nothing but white space after it, to `form`. No text or number may be longer than 1 MiB.
+/// Throws: the form's ConfigError for anything else.
 void read_strictly(std::string_view text, StrictJson& form);
 
 }  // namespace espalier::model

@@ -43,11 +43,14 @@ std::vector<std::string> present_names(const StoredWeight& stored, const WeightS
     return present;
   };
   auto present = present_of(stored.names);
-  if (!present.empty()) return present;
   // Copies of one tied tensor are equal: the first will do.
-  present = present_of(stored.tied_names);
-  if (!present.empty()) present.resize(1);
-  return present;
+  auto tied = present_of(stored.tied_names);
+  if (!tied.empty()) tied.resize(1);
+  if (present.empty()) return tied;
+  // Folders converted from files that held every copy have the head's too. Training both would untie them.
+  const bool is_copy =
+      stored.is_tied_head && present.size() == 1 && !tied.empty() && source.is_copy(present.front(), tied.front());
+  return is_copy ? tied : present;
 }
 
 void WeightLoader::load(Layer& layer) {

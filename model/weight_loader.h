@@ -15,7 +15,8 @@ namespace espalier::model {
 /// The part of a stored tensor that the role is.
 at::Tensor stored_part(const StoredWeight& stored, at::Tensor tensor);
 
-/// Those of the stored names that the source has; of a tied weight's other places only the first.
+/// Those of the stored names that the source has; of a tied weight's other places only the first. The stored copy of a
+/// tied head is none of its own: the first of the places that it is tied to stands for it.
 std::vector<std::string> present_names(const StoredWeight& stored, const WeightSource& source);
 
 class WeightLoader {
@@ -26,7 +27,8 @@ class WeightLoader {
                const std::map<std::string, at::Tensor>* shared = nullptr)
       : backbone_(backbone), source_(source), options_(options), mapped_(mapped), shared_(shared) {}
 
-  /// Fills every slot of `layer`.
+  /// Fills every slot of `layer` but those whose tensor check() will name.
+  /// Throws: IoError where a file changed since it was opened.
   void load(Layer& layer);
   /// Throws: ConfigError naming every tensor that load() found missing, doubled, or of another shape or type.
   void check() const;

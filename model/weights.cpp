@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <spdlog/fmt/fmt.h>
 
+#include <cstring>
 #include <map>
 
 #include "common/check.h"
@@ -75,6 +76,19 @@ std::string WeightSource::digest() const {
     digest_ = digest.hex();
   }
   return digest_;
+}
+
+bool WeightSource::is_copy(const std::string& name, const std::string& other) const {
+  if (shape(name) != shape(other)) return false;
+  const std::lock_guard lock(copies_mutex_);
+  const std::pair key(name, other);
+  if (const auto done = copies_.find(key); done != copies_.end()) return done->second;
+  const at::Tensor one = get(name).contiguous(), two = get(other).contiguous();
+  const bool are_equal = one.scalar_type() == two.scalar_type() &&
+                         std::memcmp(one.const_data_ptr(), two.const_data_ptr(), one.nbytes()) == 0;
+  drop_pages(name);
+  drop_pages(other);
+  return copies_.emplace(key, are_equal).first->second;
 }
 
 std::unique_ptr<WeightSource> random_weights(

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -31,27 +32,31 @@ class WeightSource {
   /// Gives back the resident memory of a tensor's mapped pages; views of it stay valid and read them again when used.
   /// For whoever has copied or converted what get() gave. Requires: contains(name).
   virtual void drop_pages(const std::string& /*name*/) const {}
+  /// Whether both hold the same bytes in one type and shape; compared once, at the speed of memory or of the disk.
+  /// Requires: contains() of both. Throws: IoError as get().
+  [[nodiscard]] bool is_copy(const std::string& name, const std::string& other) const;
   /// XXH3-128 over names, types, shapes and bytes, for checkpoints; computed once, on demand. The same for a model in
-  /// one file and in shards.
+  /// one file and in shards. Throws: IoError as get().
   [[nodiscard]] virtual std::string digest() const;
 
  private:
-  mutable std::mutex digest_mutex_;
+  mutable std::mutex digest_mutex_, copies_mutex_;
   mutable std::string digest_;
+  mutable std::map<std::pair<std::string, std::string>, bool> copies_;  // what is_copy() found
 };
 
 /// One safetensors file. Everything is validated against the file's size before anything is allocated for it.
-/// Throws: ConfigError naming file, tensor or key, expected and found.
+/// Throws: ConfigError naming file, tensor or key, expected and found; IoError where the file cannot be read.
 std::unique_ptr<WeightSource> open_safetensors(const std::filesystem::path& file);
 
 /// model.safetensors, or model.safetensors.index.json with its shards: none may be named outside the folder, every
-/// tensor is in the shard that the index says and nowhere else. Throws: ConfigError naming file, tensor or key,
-/// expected and found.
+/// tensor is in the shard that the index says and nowhere else. Throws: as open_safetensors().
 std::unique_ptr<WeightSource> open_model_folder(const std::filesystem::path& folder);
 
 /// Writes a safetensors file: durable only after the caller's fsync and rename (common/durable_file.h).
-/// Tensors are stored contiguous, in the order given; their data starts at a multiple of 8 bytes. Throws: IoError.
+/// Tensors are stored contiguous, in the order given; their data starts at a multiple of 8 bytes.
 /// Requires: distinct names and keys, defined dense tensors of F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL.
+/// Throws: IoError.
 void write_safetensors(const std::filesystem::path& file,
                        const std::vector<std::pair<std::string, at::Tensor>>& tensors,
                        const std::vector<std::pair<std::string, std::string>>& metadata);

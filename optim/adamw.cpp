@@ -222,13 +222,11 @@ double combine_norm(const std::vector<double>& squared) {
   return std::sqrt(sum);
 }
 
-double clip_by_norm(std::vector<at::Tensor>& gradients, double norm, double clip) {
+void clip_by_norm(std::vector<at::Tensor>& gradients, double norm, double clip) {
   // A stage may train nothing.
-  if (clip <= 0 || !(norm > clip) || gradients.empty()) return 1.0;
-  const double factor = clip / norm;
+  if (clip <= 0 || !(norm > clip) || gradients.empty()) return;
   const at::NoGradGuard no_grad;
-  at::_foreach_mul_(gradients, factor);
-  return factor;
+  at::_foreach_mul_(gradients, clip / norm);
 }
 
 }  // namespace espalier::optim

@@ -154,14 +154,14 @@ AdapterMethod::AdapterMethod(const AdapterConfig& config, model::StageSlice& sli
   }
 }
 
-std::vector<std::pair<std::string, std::string>> AdapterMethod::describe_export() const {
-  return {{"placement", nlohmann::json(config_.placement).dump()},
-          {"cross_attention", nlohmann::json(config_.cross_attention).dump()},
-          {"rank", nlohmann::json(config_.rank).dump()},
-          {"activation", nlohmann::json(config_.activation).dump()},
-          {"dropout", nlohmann::json(config_.dropout).dump()},
-          {"scale", nlohmann::json(config_.scale).dump()},
-          {"norms_trained", nlohmann::json(config_.norms_trained).dump()}};
+nlohmann::json AdapterMethod::describe_export() const {
+  return {{"placement", config_.placement},
+          {"cross_attention", config_.cross_attention},
+          {"rank", config_.rank},
+          {"activation", config_.activation},
+          {"dropout", config_.dropout},
+          {"scale", config_.scale},
+          {"norms_trained", config_.norms_trained}};
 }
 
 }  // namespace espalier::peft

@@ -10,6 +10,7 @@
 namespace espalier::peft {
 
 /// Turns the entries that need a gradient into leaves of a new graph, in place, and returns those alone.
+/// Requires: `incoming` has them.
 model::Carry make_leaves(model::Carry& incoming, const model::CarryPlan& plan);
 
 class AutogradPass final : public StagePass {

@@ -33,15 +33,15 @@ std::string travel_name(const SideObjective& objective, std::string_view own_nam
 /// The graphs of several objectives, which have nothing in common: each is gone through, and freed, by itself.
 class JointPass final : public StagePass {
  public:
-  /// `trained`: of each tensor of `pass`, its index here.
-  void add(std::unique_ptr<StagePass> pass, std::vector<int> trained) {
-    passes_.emplace_back(std::move(pass), std::move(trained));
+  /// `trained`: of each tensor of `pass`, its index here; outlives this.
+  void add(std::unique_ptr<StagePass> pass, const std::vector<int>& trained) {
+    passes_.emplace_back(std::move(pass), &trained);
   }
 
   model::Carry backward(const model::Carry& output_gradients, const GradientSink& sink) override {
     model::Carry input_gradients;
     for (auto& [pass, trained] : passes_) {
-      const auto to_joint = [&sink, &trained = trained](int index, at::Tensor gradient) {
+      const auto to_joint = [&sink, &trained = *trained](int index, at::Tensor gradient) {
         sink(trained[static_cast<std::size_t>(index)], std::move(gradient));
       };
       input_gradients.merge(pass->backward(output_gradients, to_joint));
@@ -51,7 +51,7 @@ class JointPass final : public StagePass {
   }
 
  private:
-  std::vector<std::pair<std::unique_ptr<StagePass>, std::vector<int>>> passes_;
+  std::vector<std::pair<std::unique_ptr<StagePass>, const std::vector<int>*>> passes_;
 };
 
 }  // namespace
@@ -78,6 +78,12 @@ BesideMethod::BesideMethod(model::StageSlice& slice, std::vector<SideObjective> 
     objective.part.facts = network.describe_export();
     objective.part.distill_weight = network.distill_weight();
   }
+  if (slice.options().drop_path > 0 && !drops) {
+    throw ConfigError(
+        fmt::format("model.drop_path: expected 0 with peft.{}.backbone_dropout=false, whose backbone runs as in "
+                    "evaluation; found {}; leave model.drop_path out, or give the backbone its dropout",
+                    objectives_.front().network->name(), slice.options().drop_path));
+  }
   single_groups_ = make_groups(/*is_batched=*/false);
   // Each network embeds the images behind a text by itself.
   training_groups_ = make_groups(is_batched && slice_.backbone().visual() == nullptr);
@@ -87,9 +93,15 @@ std::vector<BesideMethod::Group> BesideMethod::make_groups(bool is_batched) {
   std::vector<Group> groups;
   for (std::size_t k = 0; k < objectives_.size(); ++k) {
     const auto found = std::ranges::find_if(groups, [&](const Group& group) {
-      return is_batched && have_one_shape(*objectives_[group.front()].network, *objectives_[k].network);
+      return is_batched && have_one_shape(*objectives_[group.members.front()].network, *objectives_[k].network);
     });
-    (found == groups.end() ? groups.emplace_back() : *found).push_back(k);
+    Group& group = found == groups.end() ? groups.emplace_back() : *found;
+    group.members.push_back(k);
+    const Objective& part = objectives_[k].part;
+    for (int index = part.first_trained; index < part.end_trained; ++index) {
+      group.trained.push_back(trained_[static_cast<std::size_t>(index)]);
+      group.indices.push_back(index);
+    }
   }
   return groups;
 }
@@ -134,12 +146,12 @@ std::vector<BesideMethod::Climb> BesideMethod::enter(model::Carry& incoming, con
                                                      const model::ForwardContext& context, bool keeps_pass) const {
   std::vector<Climb> climbs;
   for (const Group& group : keeps_pass ? training_groups_ : single_groups_) {
-    Climb climb{.group = group, .context = context_of(objectives_[group.front()], context)};
-    climb.inputs = objectives_[group.front()].network->adapt(inputs);
+    const SideObjective& first = objectives_[group.members.front()];
+    Climb climb{group, context_of(first, context), first.network->adapt(inputs), {}, {}, {}};
     std::vector<model::Carry> sides;
-    for (const std::size_t k : group) {
+    for (const std::size_t k : group.members) {
       const SideObjective& objective = objectives_[k];
-      if (group.size() > 1) {
+      if (group.members.size() > 1) {
         climb.context.seeds.push_back(context_of(objective, context).key.seed);
       }
       model::Carry& side = sides.emplace_back();
@@ -172,7 +184,7 @@ StageResult BesideMethod::forward(model::Carry incoming, const model::StageInput
   std::list<StackedWeights> stacks;
   for (const Climb& climb : climbs) {
     std::vector<SideNetwork*> networks;
-    for (const std::size_t k : climb.group) {
+    for (const std::size_t k : climb.group.members) {
       networks.push_back(objectives_[k].network.get());
     }
     stacks.emplace_back(networks);
@@ -210,7 +222,7 @@ void BesideMethod::climb_past(std::size_t place, const model::Carry& backbone, c
                               const model::StageInputs& inputs, std::vector<Climb>& climbs) const {
   for (std::size_t k = 0; k < climbs.size(); ++k) {
     Climb& climb = climbs[k];
-    const SideObjective& first = objectives_[climb.group.front()];
+    const SideObjective& first = objectives_[climb.group.members.front()];
     const model::Layer& layer = layer_of(first, place);
     Tap tap{layer, backbone, undropped};
     const auto& words = layer.plan().embedding;
@@ -233,9 +245,10 @@ void BesideMethod::climb_past(std::size_t place, const model::Carry& backbone, c
 
 void BesideMethod::read_out(Climb& climb, std::size_t place, const model::Carry& backbone,
                             const model::StageInputs& inputs, const model::ForwardContext& context) const {
-  const auto sides = unstack({{"hidden", climb.side.at("hidden")}}, climb.group.size());
+  const auto& members = climb.group.members;
+  const auto sides = unstack({{"hidden", climb.side.at("hidden")}}, members.size());
   for (std::size_t member = 0; member < sides.size(); ++member) {
-    const SideObjective& objective = objectives_[climb.group[member]];
+    const SideObjective& objective = objectives_[members[member]];
     const model::Layer& head = layer_of(objective, place);
     climb.outputs.emplace(
         logits_name(objective.part),
@@ -246,13 +259,14 @@ void BesideMethod::read_out(Climb& climb, std::size_t place, const model::Carry&
 void BesideMethod::hand_on(Climb& climb) const {
   // What a network does not hand on may be nobody's stack (a bias of the backbone's).
   model::Carry handed_on;
-  for (const model::CarryEntry& entry : objectives_[climb.group.front()].network->plan_carry(slice_.range().end, {})) {
+  const auto& members = climb.group.members;
+  for (const model::CarryEntry& entry : objectives_[members.front()].network->plan_carry(slice_.range().end, {})) {
     handed_on.emplace(entry.name, climb.side.at(entry.name));
   }
-  const auto sides = unstack(handed_on, climb.group.size());
+  const auto sides = unstack(handed_on, members.size());
   for (std::size_t member = 0; member < sides.size(); ++member) {
     for (const auto& [name, value] : sides[member]) {
-      climb.outputs.emplace(travel_name(objectives_[climb.group[member]], name), value);
+      climb.outputs.emplace(travel_name(objectives_[members[member]], name), value);
     }
   }
 }
@@ -278,19 +292,10 @@ StageResult BesideMethod::leave(model::Carry backbone, std::vector<Climb> climbs
   auto passes = std::make_unique<JointPass>();
   bool has_any = false;
   for (Climb& climb : climbs) {
-    std::vector<TrainedTensor> trained;
-    std::vector<int> indices;
-    for (const std::size_t k : climb.group) {
-      const Objective& part = objectives_[k].part;
-      for (int index = part.first_trained; index < part.end_trained; ++index) {
-        trained.push_back(trained_[static_cast<std::size_t>(index)]);
-        indices.push_back(index);
-      }
-    }
-    StageResult own = finish_stage(std::move(climb.outputs), std::move(climb.leaves), trained, keeps_pass);
+    StageResult own = finish_stage(std::move(climb.outputs), std::move(climb.leaves), climb.group.trained, keeps_pass);
     whole.outgoing.merge(own.outgoing);
     if (own.pass) {
-      passes->add(std::move(own.pass), std::move(indices));
+      passes->add(std::move(own.pass), climb.group.indices);
       has_any = true;
     }
   }

@@ -28,8 +28,9 @@ class BesideMethod final : public Method {
  public:
   /// `is_batched`: in training, networks of one shape climb together, on stacks of their weights and states; the last
   /// bits may differ from those that each gives alone.
-  /// Requires: at least one objective; names differ. Throws: ConfigError when some want dropout in the frozen forward
-  /// and others do not.
+  /// Owns: `objectives`; `slice` outlives the method. Requires: at least one objective; names differ.
+  /// Throws: ConfigError when some want dropout in the frozen forward and others do not, and for a drop_path where it
+  /// has none.
   BesideMethod(model::StageSlice& slice, std::vector<SideObjective> objectives, bool is_batched);
 
   [[nodiscard]] std::string_view name() const override { return objectives_.front().network->name(); }
@@ -41,16 +42,20 @@ class BesideMethod final : public Method {
   [[nodiscard]] std::vector<Objective> objectives() override;
   [[nodiscard]] StageResult forward(model::Carry incoming, const model::StageInputs& inputs,
                                     const model::ForwardContext& context, bool keeps_pass) override;
-  [[nodiscard]] std::vector<std::pair<std::string, std::string>> describe_export() const override {
+  [[nodiscard]] nlohmann::json describe_export() const override {
     return objectives_.front().network->describe_export();
   }
 
  private:
-  /// Indices of objectives that climb together.
-  using Group = std::vector<std::size_t>;
+  /// Objectives that climb together.
+  struct Group {
+    std::vector<std::size_t> members;    ///< indices of objectives
+    std::vector<TrainedTensor> trained;  ///< those of all members
+    std::vector<int> indices;            ///< of each of these, its place in trained_
+  };
   /// One group's part of a forward.
   struct Climb {
-    Group group;
+    const Group& group;
     model::ForwardContext context;
     model::StageInputs inputs;
     model::Carry side;    ///< by the networks' own names; a stack of them, [K, ...], where several climb

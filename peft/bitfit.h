@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// BitFit (Ben Zaken, Ravfogel, Goldberg, ACL 2022): the biases of linears and norms train, every matrix stays.
+// BitFit (Ben Zaken, Ravfogel, Goldberg, ACL 2022, section 3): biases of linears and norms train, every matrix stays.
 #pragma once
 
 #include "peft/chain_method.h"
@@ -19,10 +19,12 @@ std::int64_t count_bitfit(const model::Backbone& backbone);
 
 class BitFitMethod final : public ChainMethod {
  public:
+  /// Makes the biases and the task's weights trained in the slots of `slice`, which outlives the method.
+  /// Throws: ConfigError for a backbone that has no biases.
   BitFitMethod(model::StageSlice& slice, const model::WeightSource& weights);
   [[nodiscard]] std::string_view name() const override { return "bitfit"; }
   [[nodiscard]] Route route() const override { return Route::kThrough; }
-  [[nodiscard]] std::vector<std::pair<std::string, std::string>> describe_export() const override { return {}; }
+  [[nodiscard]] nlohmann::json describe_export() const override { return {}; }
 };
 
 }  // namespace espalier::peft

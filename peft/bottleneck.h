@@ -40,7 +40,7 @@ class Bottleneck final : public model::Insert {
 
   /// x [..., D] -> [..., D]
   [[nodiscard]] at::Tensor forward(const at::Tensor& x, const model::ForwardContext& context) const override;
-  /// Roles: norm.{weight,bias} where it has one, down.{weight,bias}, up.{weight,bias}.
+  /// Roles: norm.{weight,bias} where it has one, down.{weight [R, D], bias}, up.{weight [D, R], bias}.
   void visit_weights(const model::WeightVisitor& visit);
   [[nodiscard]] const BottleneckSpec& spec() const { return spec_; }
 

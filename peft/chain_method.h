@@ -11,6 +11,7 @@ namespace espalier::peft {
 
 class ChainMethod : public Method {
  public:
+  /// The chain's own entries, prompts among the tokens; one needs a gradient where it is made of something that trains.
   [[nodiscard]] model::CarryPlan plan_carry(int first_layer, const model::BatchShape& shape) const final;
   [[nodiscard]] const std::vector<TrainedTensor>& trained() const final { return trained_; }
   [[nodiscard]] StageResult forward(model::Carry incoming, const model::StageInputs& inputs,
@@ -25,6 +26,7 @@ class ChainMethod : public Method {
     /// The tables of relative positions train, so their bias carries a gradient back to them.
     bool trains_position_bias = false;
   };
+  /// Owns: nothing; `slice` outlives the method.
   ChainMethod(model::StageSlice& slice, Options options) : slice_(slice), options_(options) {}
   [[nodiscard]] model::StageSlice& slice() { return slice_; }
   [[nodiscard]] const model::StageSlice& slice() const { return slice_; }

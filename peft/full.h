@@ -12,10 +12,11 @@ std::int64_t count_full(const model::Backbone& backbone);
 
 class FullMethod final : public ChainMethod {
  public:
+  /// Makes every weight in the slots of `slice`, which outlives the method, a trained fp32 leaf (train_layer()).
   FullMethod(model::StageSlice& slice, const model::WeightSource& weights);
   [[nodiscard]] std::string_view name() const override { return "full"; }
   [[nodiscard]] Route route() const override { return Route::kThrough; }
-  [[nodiscard]] std::vector<std::pair<std::string, std::string>> describe_export() const override { return {}; }
+  [[nodiscard]] nlohmann::json describe_export() const override { return {}; }
 };
 
 }  // namespace espalier::peft

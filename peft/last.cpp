@@ -241,12 +241,12 @@ at::Tensor LastNetwork::read_out(const model::Layer& head, const Tap& /*tap*/, c
   return carry.at("logits");
 }
 
-std::vector<std::pair<std::string, std::string>> LastNetwork::describe_export() const {
-  return {{"rank", nlohmann::json(config_.rank).dump()},
-          {"group_size", nlohmann::json(config_.group_size).dump()},
-          {"modules_per_group", nlohmann::json(config_.modules_per_group).dump()},
-          {"heads", nlohmann::json(config_.heads).dump()},
-          {"correction", nlohmann::json(config_.correction).dump()}};
+nlohmann::json LastNetwork::describe_export() const {
+  return {{"rank", config_.rank},
+          {"group_size", config_.group_size},
+          {"modules_per_group", config_.modules_per_group},
+          {"heads", config_.heads},
+          {"correction", config_.correction}};
 }
 
 }  // namespace espalier::peft

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // LAST, low-rank attention side-tuning (Tang, Fu, Zhu, Wu, 2024, arXiv 2402.04009): beside each group of frozen blocks
 // stand modules of low-rank self-attention alone, whose updates are added to the backbone's last state.
-// docs/methods/last.md has the equations and the form in which they are computed.
+// A module: f(X) = X + softmax(Q K^T / sqrt(R / H)) V W_up; Q, K, V are projections of LN(X) to rank R, in H heads.
+// docs/methods/last.md has the recurrence and the form in which it is computed.
 #pragma once
 
 #include <cstdint>
@@ -25,11 +26,13 @@ std::int64_t count_last(const LastConfig& config, const model::Backbone& backbon
 // more in front of their states
 class LastNetwork final : public SideNetwork {
  public:
+  /// Draws the modules of the groups whose last block is in `slice`, which outlives the network; the task head trains
+  /// in the slots of the slice. Throws: ConfigError for options that do not fit the backbone.
   LastNetwork(const LastConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
               std::uint64_t seed);
 
   [[nodiscard]] std::string_view name() const override { return "last"; }
-  [[nodiscard]] std::vector<std::pair<std::string, std::string>> describe_export() const override;
+  [[nodiscard]] nlohmann::json describe_export() const override;
   [[nodiscard]] const std::vector<TrainedTensor>& trained() const override { return trained_; }
   /// "shared.sum.GROUP_SIZE" [B, T, D], the backbone's states added up, and, above the first module, "delta" [B, T, D],
   /// the updates.

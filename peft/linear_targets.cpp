@@ -14,20 +14,6 @@
 #include "peft/trained_set.h"
 
 namespace espalier::peft {
-namespace {
-
-bool is_chosen_bias(const BiasChoice& choice, const model::Backbone& backbone, const model::LayerPlan& layer,
-                    const std::string& role, const std::vector<std::int64_t>& shape) {
-  if (choice.biases == "none" || !is_backbone_bias(backbone, layer, role, shape)) return false;
-  if (choice.biases == "all") return true;
-  const auto targets =
-      layer.block ? plan_targets(choice.targets, *layer.block, layer.name) : std::vector<LinearTarget>();
-  return std::any_of(targets.begin(), targets.end(),
-                     [&](const LinearTarget& target) { return role == target.role + ".bias"; });
-}
-
-}  // namespace
-
 void check_targets(const std::string& key, const std::vector<std::string>& targets, const model::Backbone& backbone) {
   const std::set<std::string> wanted(targets.begin(), targets.end());
   if (wanted.empty() || wanted.size() != targets.size()) {
@@ -107,6 +93,16 @@ void describe_biases(OptionTable& table, const std::string& method, std::string&
   table.add(fmt::format("peft.{}.biases", method), biases)
       .choices({"none", "targets", "all"})
       .help("Biases that train too. targets: those of the linears with factors. all: every bias of the backbone.");
+}
+
+bool is_chosen_bias(const BiasChoice& choice, const model::Backbone& backbone, const model::LayerPlan& layer,
+                    const std::string& role, const std::vector<std::int64_t>& shape) {
+  if (choice.biases == "none" || !is_backbone_bias(backbone, layer, role, shape)) return false;
+  if (choice.biases == "all") return true;
+  const auto targets =
+      layer.block ? plan_targets(choice.targets, *layer.block, layer.name) : std::vector<LinearTarget>();
+  return std::any_of(targets.begin(), targets.end(),
+                     [&](const LinearTarget& target) { return role == target.role + ".bias"; });
 }
 
 std::int64_t count_biases(const BiasChoice& choice, const model::Backbone& backbone) {

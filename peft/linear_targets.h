@@ -44,6 +44,9 @@ struct BiasChoice {
 };
 /// "peft.<method>.biases" of `method`.
 void describe_biases(OptionTable& table, const std::string& method, std::string& biases);
+/// Whether `role` of `layer`, a weight of `shape`, is one of these biases.
+bool is_chosen_bias(const BiasChoice& choice, const model::Backbone& backbone, const model::LayerPlan& layer,
+                    const std::string& role, const std::vector<std::int64_t>& shape);
 /// Scalars of these biases.
 std::int64_t count_biases(const BiasChoice& choice, const model::Backbone& backbone);
 /// Makes those of `layer` trained.

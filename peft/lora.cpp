@@ -134,10 +134,9 @@ LoraMethod::LoraMethod(const LoraConfig& config, model::StageSlice& slice, const
   }
 }
 
-std::vector<std::pair<std::string, std::string>> LoraMethod::describe_export() const {
-  return {{"rank", nlohmann::json(config_.rank).dump()},       {"alpha", nlohmann::json(config_.alpha).dump()},
-          {"dropout", nlohmann::json(config_.dropout).dump()}, {"scale", nlohmann::json(lora_scale(config_)).dump()},
-          {"biases", nlohmann::json(config_.biases).dump()},   {"targets", nlohmann::json(config_.targets).dump()}};
+nlohmann::json LoraMethod::describe_export() const {
+  return {{"rank", config_.rank},         {"alpha", config_.alpha},   {"dropout", config_.dropout},
+          {"scale", lora_scale(config_)}, {"biases", config_.biases}, {"targets", config_.targets}};
 }
 
 }  // namespace espalier::peft

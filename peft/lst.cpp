@@ -288,23 +288,23 @@ at::Tensor LstNetwork::read_out(const model::Layer& head, const Tap& tap, const 
   return carry.at("logits");
 }
 
-std::vector<std::pair<std::string, std::string>> LstNetwork::describe_export() const {
+nlohmann::json LstNetwork::describe_export() const {
   std::vector<std::int64_t> kept, decoder_kept;
   for (const model::LayerPlan& layer : slice_.backbone().chain) {
     if (plan_.is_kept[layer.index]) {
       (layer.stack == model::Stack::kDecoder ? decoder_kept : kept).push_back(layer.number);
     }
   }
-  return {{"reduction", nlohmann::json(config_.reduction).dump()},
-          {"layers", nlohmann::json(kept).dump()},
-          {"decoder_layers", nlohmann::json(decoder_kept).dump()},
-          {"gate", nlohmann::json(config_.gate).dump()},
-          {"gate_temperature", nlohmann::json(config_.gate_temperature).dump()},
-          {"fuse", nlohmann::json(config_.fuse).dump()},
-          {"position_bias", nlohmann::json(config_.position_bias).dump()},
-          {"merge_last", nlohmann::json(config_.merge_last).dump()},
-          {"ladder_bias", nlohmann::json(config_.ladder_bias).dump()},
-          {"backbone_dropout", nlohmann::json(config_.backbone_dropout).dump()}};
+  return {{"reduction", config_.reduction},
+          {"layers", kept},
+          {"decoder_layers", decoder_kept},
+          {"gate", config_.gate},
+          {"gate_temperature", config_.gate_temperature},
+          {"fuse", config_.fuse},
+          {"position_bias", config_.position_bias},
+          {"merge_last", config_.merge_last},
+          {"ladder_bias", config_.ladder_bias},
+          {"backbone_dropout", config_.backbone_dropout}};
 }
 
 }  // namespace espalier::peft

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// LST, ladder side-tuning (Sung, Cho, Bansal, NeurIPS 2022): a narrow transformer of the backbone's own kind runs
-// beside the frozen backbone, reads each block's output through a trained down-projection and a gate, and alone carries
-// gradients. docs/methods/lst.md has the equations.
+// LST, ladder side-tuning (Sung, Cho, Bansal, NeurIPS 2022, section 3.2): a narrow transformer of the backbone's own
+// kind runs beside the frozen backbone, reads each block's output H_i through a trained down-projection and a gate, and
+// alone carries gradients: s = SideBlock_i(g s + (1 - g) (W_i H_i + b_i)), g = sigmoid(alpha_i / temperature).
+// docs/methods/lst.md has all equations.
 #pragma once
 
 #include <map>
@@ -18,10 +19,13 @@ namespace espalier::peft {
 // B batch, T tokens, D backbone width, S side width; K networks that climb together have one dimension more in front
 class LstNetwork final : public SideNetwork, private ImportanceStart {
  public:
+  /// Draws the side layers beside those of `slice`, or starts them pruned (lst_pruning.h); the task's weights train in
+  /// the slots of the slice. Owns: nothing of `slice` and `weights`, which outlive the network.
+  /// Throws: ConfigError for options that do not fit the backbone.
   LstNetwork(const LstConfig& config, model::StageSlice& slice, const model::WeightSource& weights, std::uint64_t seed);
 
   [[nodiscard]] std::string_view name() const override { return "lst"; }
-  [[nodiscard]] std::vector<std::pair<std::string, std::string>> describe_export() const override;
+  [[nodiscard]] nlohmann::json describe_export() const override;
   [[nodiscard]] const std::vector<TrainedTensor>& trained() const override { return trained_; }
   [[nodiscard]] ImportanceStart* importance_start() override {
     return config_.side_initial == "fisher" ? this : nullptr;

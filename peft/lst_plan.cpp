@@ -96,8 +96,7 @@ void describe(OptionTable& table, LstConfig& config) {
       .choices({"learned", "one", "none"})
       .help(
           "How a ladder joins the side state. learned: a trained scalar weighs both. one: the side state alone, no "
-          "ladders "
-          "(the pruned network by itself). none: their plain sum.");
+          "ladders (the pruned network by itself). none: their plain sum.");
   table.add("peft.lst.gate_temperature", config.gate_temperature)
       .above(0)
       .help("Divides the gate's argument: a gate's gradient grows as it falls.");

@@ -26,10 +26,10 @@ struct LstPlan {
   [[nodiscard]] std::int64_t side_width() const { return side.width; }
 };
 
-/// Throws: ConfigError naming what does not divide and a layer that is not there.
+/// Throws: ConfigError naming what does not divide, a layer that is not there, and a distill_weight with a pooled head.
 LstPlan plan_lst(const LstConfig& config, const model::Backbone& backbone);
 
-/// Trained scalars without the task head, gates of dropped layers included.
+/// Trained scalars without the task head, gates of dropped layers included. Throws: as plan_lst().
 std::int64_t count_lst(const LstConfig& config, const model::Backbone& backbone);
 
 }  // namespace espalier::peft

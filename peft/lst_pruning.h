@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Starts the side layers of LST as pruned copies of the backbone's: one walk over all of them with a running set of
-// kept columns, each linear keeping its rows of largest importance.
+// Starts the side layers of LST as pruned copies of the backbone's (Sung, Cho, Bansal, NeurIPS 2022, section 3.3): one
+// walk over all of them with a running set of kept columns, each linear keeping its rows of largest importance.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,7 +16,7 @@
 namespace espalier::peft {
 
 /// The `count` indices of largest score, ascending; of equal scores the smaller index is kept. scores [n], any float
-/// type.
+/// type. Requires: 0 <= count <= n.
 std::vector<std::int64_t> keep_largest(const at::Tensor& scores, std::int64_t count);
 
 /// Role of a layer -> pruned fp32 tensor.

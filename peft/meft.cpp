@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <iterator>
-#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "common/check.h"
@@ -25,8 +24,8 @@ namespace {
 // Of the older of the two states in the sum merge, as released.
 constexpr double kOlderShare = 0.1;
 
-/// Micro-batches from one measurement of an inexact inversion to the next.
-constexpr std::int64_t kCheckedEvery = 256;
+/// Steps from one measurement of an inexact inversion to the next.
+constexpr std::uint64_t kCheckedEvery = 64;
 
 MeftSetting make_setting(const MeftConfig& config, const model::StageSlice& slice) {
   // Streams never lie below fp32, whatever the blocks compute in.
@@ -208,9 +207,12 @@ StageResult MeftMethod::forward(model::Carry incoming, const model::StageInputs&
   const model::LayerRange range = slice_.range();
   auto pass = keeps_pass ? std::make_unique<MeftPass>() : nullptr;
   Climb climb{.around = {std::move(incoming), inputs, context}, .streams = {}, .pass = pass.get()};
-  // An exact inversion that holds once holds; the error of a real one grows with the adapters.
-  const std::int64_t every = config_.inversion == "exact" ? std::numeric_limits<std::int64_t>::max() : kCheckedEvery;
-  climb.is_checked = keeps_pass && num_passes_++ % every == 0;
+  // An exact inversion that holds once in a process holds. The error of a real one grows with the adapters: it is
+  // measured in the same micro-batches of a run on any layout, and after a resume.
+  const bool is_due = config_.inversion == "exact"
+                          ? !setting_.check.error().has_value()
+                          : context.key.micro_batch == 0 && context.key.step % kCheckedEvery == 0;
+  climb.is_checked = keeps_pass && is_due;
   model::Carry& carry = climb.around.carry;
   if (setting_.plan.has_streams_before(range.first)) {
     climb.streams = Streams{std::move(carry.at(kFirstStream)), std::move(carry.at(kSecondStream))};
@@ -315,7 +317,7 @@ at::Tensor MeftMethod::merge(int reader, const at::Tensor& x1, const at::Tensor&
   return at::linear(at::cat({x1, x2}, -1), merge_weights_.at(reader).to(x1.scalar_type()));
 }
 
-std::vector<std::pair<std::string, std::string>> MeftMethod::describe_export() const {
+nlohmann::json MeftMethod::describe_export() const {
   const MeftPlan& plan = setting_.plan;
   std::map<std::string, std::string> merges;
   std::vector<std::string> adapted;
@@ -330,18 +332,18 @@ std::vector<std::pair<std::string, std::string>> MeftMethod::describe_export() c
   auto factors = nlohmann::json::object();
   if (factors_) {
     factors["kind"] = factors_->name();
-    for (const auto& [key, text] : factors_->describe_export()) factors[key] = nlohmann::json::parse(text);
+    factors.update(factors_->describe_export());
   }
-  return {{"variant", nlohmann::json(plan.variant).dump()},
-          {"rank", nlohmann::json(meft_rank(config_, slice_.backbone())).dump()},
-          {"lambda", nlohmann::json(plan.lambda.value).dump()},
-          {"beta", nlohmann::json(plan.beta.value).dump()},
-          {"blocks", nlohmann::json(adapted).dump()},
-          {"merge", nlohmann::json(merges).dump()},
-          {"norm_in_adapter", nlohmann::json(config_.norm_in_adapter).dump()},
-          {"factors", factors.dump()},
-          {"inversion", nlohmann::json(config_.inversion).dump()},
-          {"fraction_bits", nlohmann::json(config_.fraction_bits).dump()}};
+  return {{"variant", plan.variant},
+          {"rank", meft_rank(config_, slice_.backbone())},
+          {"lambda", plan.lambda.value},
+          {"beta", plan.beta.value},
+          {"blocks", adapted},
+          {"merge", merges},
+          {"norm_in_adapter", config_.norm_in_adapter},
+          {"factors", factors},
+          {"inversion", config_.inversion},
+          {"fraction_bits", config_.fraction_bits}};
 }
 
 }  // namespace espalier::peft

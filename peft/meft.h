@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// MEFT1, MEFT2, MEFT3 (Liao, Tan, Monz, "Make Pre-trained Model Reversible", NeurIPS 2023): two streams run through the
-// frozen backbone, y1 = lambda x1 + F(x2), y2 = beta x2 + G(y1), so that a block's inputs are computed back from its
-// outputs and nothing else is kept. Adapters inside F and G train. docs/methods/meft.md
+// MEFT1, MEFT2, MEFT3 (Liao, Tan, Monz, "Make Pre-trained Model Reversible", NeurIPS 2023, figure 4 and listing 1): two
+// streams run through the frozen backbone, y1 = lambda x1 + F(x2), y2 = beta x2 + G(y1), so that a block's inputs are
+// computed back from its outputs and nothing else is kept. Adapters inside F and G train. docs/methods/meft.md
+// B rows, T tokens, D width
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,7 @@
 
 namespace espalier::peft {
 
-/// Trained scalars of the factors inside F and G.
+/// Trained scalars of the factors inside F and G. Throws: ConfigError for options that do not fit the backbone.
 std::int64_t count_meft_factors(const MethodConfig& config, const model::Backbone& backbone);
 
 /// BERT's pooler stands before the classifier and stays frozen. Its scalars do not train, though they are of the head.
@@ -27,19 +28,19 @@ bool freezes_pooler(const MethodConfig& config, const model::LayerPlan& layer);
 
 class MeftMethod final : public Method {
  public:
-  /// Throws: ConfigError for options that do not fit the backbone, and for an inversion whose results would depend on
-  /// where the stages are cut.
+  /// Puts adapters and factors into the blocks of `slice`, which outlives the method. Throws: ConfigError for options
+  /// that do not fit the backbone, and for an inversion whose results would depend on where the stages are cut.
   MeftMethod(const MethodConfig& config, model::StageSlice& slice, const model::WeightSource& weights,
              std::uint64_t seed);
   [[nodiscard]] std::string_view name() const override { return "meft"; }
   [[nodiscard]] Route route() const override { return Route::kReversible; }
-  /// Between blocks "stream_1" and "stream_2" in place of "hidden": int32, or the real type where the inversion is not
-  /// exact.
+  /// Between blocks "stream_1" and "stream_2" in place of "hidden", each [B, T, D]: int32, or the real type where the
+  /// inversion is not exact.
   [[nodiscard]] model::CarryPlan plan_carry(int first_layer, const model::BatchShape& shape) const override;
   [[nodiscard]] const std::vector<TrainedTensor>& trained() const override { return trained_; }
   [[nodiscard]] StageResult forward(model::Carry incoming, const model::StageInputs& inputs,
                                     const model::ForwardContext& context, bool keeps_pass) override;
-  [[nodiscard]] std::vector<std::pair<std::string, std::string>> describe_export() const override;
+  [[nodiscard]] nlohmann::json describe_export() const override;
   [[nodiscard]] std::map<std::string, at::Tensor> kept_tensors() const override;
   [[nodiscard]] Resampling* resampling() override;
   [[nodiscard]] std::optional<double> inversion_error() const override { return setting_.check.error(); }
@@ -72,7 +73,6 @@ class MeftMethod final : public Method {
   MeftConfig config_;
   model::StageSlice& slice_;
   MeftSetting setting_;
-  std::int64_t num_passes_ = 0;
   std::unique_ptr<Method> factors_;          ///< puts factors on the linears; null: none. Never run.
   std::map<int, MeftBlock> blocks_;          ///< by index in the chain
   std::map<int, at::Tensor> merge_weights_;  ///< [D, 2D] of the concat merge, by the layer that reads it

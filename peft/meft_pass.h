@@ -42,6 +42,8 @@ struct MeftDescent {
 class MeftStep {
  public:
   virtual ~MeftStep() = default;
+  /// Takes the gradients of what the step put out from `descent` and leaves there those of what it read, as far as they
+  /// are wanted below. Requires: called once, behind the step above. Throws: as StagePass::backward().
   virtual void backward(MeftDescent& descent, const GradientSink& sink) = 0;
 };
 

@@ -59,10 +59,11 @@ std::string merge_name(MeftMerge merge);
 enum class MeftAdapter { kReversible, kFeedForward, kAttention };
 /// The adapters of a block, in the order of trained().
 std::vector<MeftAdapter> meft_adapters(const MeftPlan& plan);
+/// One of these adapters, in `block`.
 BottleneckSpec meft_bottleneck(const MeftConfig& config, const model::Backbone& backbone, const model::BlockSpec& block,
                                MeftAdapter adapter);
 
-/// Trained scalars without the task head.
+/// Trained scalars of adapters and merges. Throws: as plan_meft().
 std::int64_t count_meft(const MeftConfig& config, const model::Backbone& backbone);
 
 }  // namespace espalier::peft

@@ -120,7 +120,6 @@ class FixedPoint final : public StreamArithmetic {
         has_kernel_(has_kernel) {}
 
   [[nodiscard]] at::ScalarType stream_type() const override { return at::kInt; }
-  [[nodiscard]] at::ScalarType real_type() const override { return real_type_; }
 
   [[nodiscard]] at::Tensor enter(const at::Tensor& x, const std::string& name) const override {
     return join(at::zeros(x.sizes(), x.options().dtype(at::kInt)), {}, x.to(real_type_), /*keeps_remainder=*/false,
@@ -208,7 +207,6 @@ class FloatingPoint final : public StreamArithmetic {
  public:
   explicit FloatingPoint(at::ScalarType type) : type_(type) {}
   [[nodiscard]] at::ScalarType stream_type() const override { return type_; }
-  [[nodiscard]] at::ScalarType real_type() const override { return type_; }
   [[nodiscard]] at::Tensor enter(const at::Tensor& x, const std::string& /*name*/) const override {
     return x.to(type_);
   }

@@ -28,20 +28,22 @@ class StreamArithmetic {
   virtual ~StreamArithmetic() = default;
   struct Joined {
     at::Tensor sum;        ///< [B, T, D]
-    at::Tensor remainder;  ///< what the way back needs besides; undefined: nothing
+    at::Tensor remainder;  ///< what the way back needs besides, packed: uint8 [bytes]; undefined: nothing
   };
-  /// Type of a stream, and of the real numbers that it stands for (whatever F and G compute in).
+  /// Type of a stream, which stands for real numbers of the type that the arithmetic was made for, whatever F and G
+  /// compute in.
   [[nodiscard]] virtual at::ScalarType stream_type() const = 0;
-  [[nodiscard]] virtual at::ScalarType real_type() const = 0;
 
-  /// A stream that holds `x`, real numbers of any type. `name`: of the block, for errors here and below.
+  /// A stream that holds `x`, real numbers of any type. `name`: of the block, for errors here and below. Throws: as
+  /// join().
   [[nodiscard]] virtual at::Tensor enter(const at::Tensor& x, const std::string& name) const = 0;
   /// The real numbers of a stream.
   [[nodiscard]] virtual at::Tensor read(const at::Tensor& stream) const = 0;
-  /// scale * x + branch; `branch` in real_type(). Throws: NumericError where the sum cannot be represented.
+  /// scale * x + branch; `branch` real numbers, as of read(). Throws: NumericError where the sum cannot be represented.
   [[nodiscard]] virtual Joined join(const at::Tensor& x, const StreamScale& scale, const at::Tensor& branch,
                                     bool keeps_remainder, const std::string& name) const = 0;
-  /// x of join(), from its sum, the same branch and the remainder.
+  /// x of join(), from its sum, the same branch and the remainder. Throws: InternalError where a remainder of fixed
+  /// point is missing.
   [[nodiscard]] virtual at::Tensor separate(const at::Tensor& sum, const StreamScale& scale, const at::Tensor& branch,
                                             const at::Tensor& remainder) const = 0;
 };

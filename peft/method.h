@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A fine-tuning method on one stage. The method decides what trains, what a stage keeps between forward and backward,
-// and what crosses to the next stage; the executor in train/ only moves carries and gradients.
+// and what crosses to the next stage; the executor in train/ only moves carries and gradients. Nothing here is
+// collective: what the ranks share is run by train/.
+// B rows, T tokens of a micro-batch, D width, C labels, V vocabulary
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,6 +11,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -43,14 +46,19 @@ using GradientSink = std::function<void(int index, at::Tensor gradient)>;
 class StagePass {
  public:
   virtual ~StagePass() = default;
-  /// `output_gradients`: gradients of the outgoing entries that need one, on the last stage those of the logits.
-  /// Returns the gradients of the incoming entries that need one. May be called once.
+  /// `output_gradients`: gradients of the outgoing entries that need one, on the last stage those of the logits, [B, C]
+  /// or [B, T, V]. Returns the gradients of the incoming entries that need one; both have the names and sizes of
+  /// Method::plan_carry(). `sink` is called at most once for each tensor of trained(), never for an inert one.
+  /// Requires: called once.
+  /// Throws: InternalError where an output gradient is missing, an incoming entry that needs a gradient gets none, or
+  /// an exact inversion gives other bits; NumericError where an inexact one exceeds peft.meft.error_limit.
   virtual model::Carry backward(const model::Carry& output_gradients, const GradientSink& sink) = 0;
 };
 
 struct StageResult {
-  model::Carry outgoing;  ///< detached; on the last stage each objective's logits, under logits_name(), and in
-                          ///< evaluation "hidden" where the method gives the head every token's state
+  /// Detached; on the last stage each objective's logits, under logits_name(), [B, C] of a pooled head and [B, T, V] of
+  /// a language model's, and in evaluation "hidden" [B, T, D] where the method gives the head every token's state.
+  model::Carry outgoing;
   std::unique_ptr<StagePass> pass;  ///< null when nothing is kept
 };
 
@@ -86,17 +94,17 @@ class ImportanceStart {
   /// Elements of what one stage hands on to the next.
   [[nodiscard]] virtual std::int64_t num_handed_on() const = 0;
   /// Fills this slice's trained tensors. Stages do it in order: `below` is what the stage below returned, undefined on
-  /// the first; int64 on the host. `importance` knows the layers of this slice.
+  /// the first; int64 [num_handed_on()] on the host. `importance` knows the layers of this slice.
   virtual at::Tensor start(const WeightReader& importance, const at::Tensor& below) = 0;
 };
 
 /// What trains towards one loss. With several, each has its own tensors, its own head and its own loss, and none knows
 /// of the others.
 struct Objective {
-  std::string name = {};                                        ///< empty for the only one
-  int first_trained = 0, end_trained = 0;                       ///< its range of trained()
-  ImportanceStart* importance_start = nullptr;                  ///< null: starts without looking at the data
-  std::vector<std::pair<std::string, std::string>> facts = {};  ///< as describe_export()
+  std::string name = {};                        ///< empty for the only one
+  int first_trained = 0, end_trained = 0;       ///< its range of trained()
+  ImportanceStart* importance_start = nullptr;  ///< null: starts without looking at the data
+  nlohmann::json facts = {};                    ///< as describe_export()
   /// Of the divergence from kTeacherLogits in its loss.
   double distill_weight = 0;
 };
@@ -128,7 +136,9 @@ class Method {
   /// The same on every stage but for the ranges; one, with everything, unless a method was made for several.
   [[nodiscard]] virtual std::vector<Objective> objectives();
 
-  /// Runs the slice on one micro-batch. `keeps_pass` is false in evaluation.
+  /// Runs the slice on one micro-batch. `incoming`: the entries of plan_carry(), empty on the first stage. `inputs`: of
+  /// StageSlice::prepare(). `keeps_pass` is false in evaluation.
+  /// Throws: NumericError where a fixed-point stream leaves its range; ConfigError as Layer::forward().
   [[nodiscard]] virtual StageResult forward(model::Carry incoming, const model::StageInputs& inputs,
                                             const model::ForwardContext& context, bool keeps_pass) = 0;
 
@@ -141,9 +151,9 @@ class Method {
   /// Null for a method that changes nothing between steps.
   [[nodiscard]] virtual Resampling* resampling() { return nullptr; }
 
-  /// Facts for the exported adapter's JSON (kind, ranks, reduction, ...), as pairs of key and JSON text, of the only
-  /// objective.
-  [[nodiscard]] virtual std::vector<std::pair<std::string, std::string>> describe_export() const = 0;
+  /// Facts for the exported adapter's JSON (kind, ranks, reduction, ...), of the only objective: an object, or null
+  /// where there is nothing to say.
+  [[nodiscard]] virtual nlohmann::json describe_export() const = 0;
 };
 
 /// What "peft.method" may be.
@@ -154,6 +164,7 @@ void describe(OptionTable& table, MethodConfig& config);
 
 /// Attaches the method to `slice`. `weights` is the whole folder: pruning walks layers that other stages hold. `seed`:
 /// the run's, in place of which the method's own stands if it has one.
+/// Owns: nothing of `slice` and `weights`, which outlive the method.
 /// Throws: ConfigError for options that do not fit the backbone.
 std::unique_ptr<Method> make_method(const MethodConfig& config, model::StageSlice& slice,
                                     const model::WeightSource& weights, std::uint64_t seed);
@@ -170,7 +181,8 @@ struct ObjectiveRequest {
 
 /// Attaches several methods that share the frozen forward of `slice`, whose head is the first one's. Each gives the
 /// bits that it gives alone; with `is_batched`, in training, up to rounding where networks of one shape run together.
-/// Throws: ConfigError for methods that are not beside the backbone, or want its forward with and without dropout.
+/// Owns: as make_method(). Throws: as make_method(); ConfigError for methods that are not beside the backbone, or want
+/// its forward with and without dropout.
 std::unique_ptr<Method> make_joint_method(const std::vector<ObjectiveRequest>& objectives, model::StageSlice& slice,
                                           const model::WeightSource& weights, std::uint64_t seed, bool is_batched);
 
@@ -179,6 +191,7 @@ struct TrainedCount {
   std::int64_t method = 0;
   std::int64_t head = 0;
 };
+/// Throws: ConfigError for options that do not fit the backbone.
 TrainedCount count_trained(const MethodConfig& config, const model::Backbone& backbone);
 
 }  // namespace espalier::peft

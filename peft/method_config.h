@@ -10,38 +10,38 @@
 namespace espalier::peft {
 
 struct LstConfig {
-  std::int64_t reduction = 8;
+  std::int64_t reduction = 8;                     ///< divides all widths
   std::vector<std::int64_t> layers = {};          ///< kept side layers of the only stack or the encoder; empty: all
   std::vector<std::int64_t> decoder_layers = {};  ///< the same of the decoder
   std::string gate = "learned";                   ///< learned | one | none
-  double gate_temperature = 0.1;
-  std::string fuse = "before";             ///< before | after the side block
-  std::string side_initial = "magnitude";  ///< fisher | magnitude | random
-  std::int64_t fisher_rows = 1024;
+  double gate_temperature = 0.1;                  ///< divides what the gate's sigmoid reads
+  std::string fuse = "before";                    ///< before | after the side block
+  std::string side_initial = "magnitude";         ///< fisher | magnitude | random
+  std::int64_t fisher_rows = 1024;                ///< training rows that fisher measures on
   bool prune_by_head = false;
   bool ladder_bias = true;
-  bool merge_last = false;
+  bool merge_last = false;    ///< the head reads the backbone's last state too, through a gate
   double distill_weight = 0;  ///< of the divergence from the backbone's own predictions
   bool backbone_dropout = true;
   std::string position_bias = "own";  ///< own | backbone
 };
 
 struct LastConfig {
-  std::int64_t rank = 8;
-  std::int64_t group_size = 1;
+  std::int64_t rank = 8;        ///< width at which a module attends
+  std::int64_t group_size = 1;  ///< blocks of a group
   std::int64_t modules_per_group = 2;
-  std::int64_t heads = 1;
+  std::int64_t heads = 1;  ///< of a module
   bool norm_affine = true;
   bool up_bias = false;
   bool qkv_bias = false;
-  bool correction = true;
+  bool correction = true;   ///< the head reads the backbone's last state and the updates alone
   double up_deviation = 0;  ///< 0: starts at the frozen backbone
 };
 
 struct LoraConfig {
   std::int64_t rank = 8;
-  double alpha = 16;
-  double dropout = 0;
+  double alpha = 16;                                                          ///< scale alpha / rank
+  double dropout = 0;                                                         ///< on what the factors read
   bool rank_stabilized = false;                                               ///< scale alpha / sqrt(rank)
   std::vector<std::string> targets = {"attention.query", "attention.value"};  ///< roles of linears, or linears
   std::string biases = "none";                                                ///< none | targets | all: which train too
@@ -67,11 +67,11 @@ struct RosaConfig {
 struct AdapterConfig {
   std::string placement = "houlsby";  ///< houlsby | parallel
   bool cross_attention = false;       ///< behind the cross-attention of decoder blocks too
-  std::int64_t rank = 48;
-  std::string activation = "model";  ///< the backbone's, or a name
-  double dropout = 0;
-  double scale = 1;  ///< of what a parallel bottleneck adds
-  bool norms_trained = false;
+  std::int64_t rank = 48;             ///< width of the bottleneck
+  std::string activation = "model";   ///< the backbone's, or a name
+  double dropout = 0;                 ///< behind the activation
+  double scale = 1;                   ///< of what a parallel bottleneck adds
+  bool norms_trained = false;         ///< those of the blocks
 };
 
 struct MeftConfig {
@@ -84,15 +84,15 @@ struct MeftConfig {
   std::string merge = "auto";           ///< auto | mean | sum | concat
   bool norm_in_adapter = false;
   std::string inversion = "exact";  ///< exact | float | anchored
-  std::int64_t anchor_layers = 4;
-  std::int64_t fraction_bits = 20;
-  double error_limit = 1e-3;     ///< of the float inversion
-  std::string factors = "none";  ///< none | lora | rosa, inside F and G
-  bool pooler_trained = false;   ///< BERT's
+  std::int64_t anchor_layers = 4;   ///< blocks between two kept states of the anchored inversion
+  std::int64_t fraction_bits = 20;  ///< behind the point of the exact inversion's streams
+  double error_limit = 1e-3;        ///< of the float inversion
+  std::string factors = "none";     ///< none | lora | rosa, inside F and G
+  bool pooler_trained = false;      ///< BERT's
 };
 
 struct PromptConfig {
-  std::int64_t tokens = 20;
+  std::int64_t tokens = 20;                    ///< prompts of a row
   std::string initial = "words";               ///< words | normal | ids
   std::vector<std::int64_t> initial_ids = {};  ///< words that the prompts start from, over and over
 };

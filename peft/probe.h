@@ -9,11 +9,12 @@ namespace espalier::peft {
 
 class ProbeMethod final : public ChainMethod {
  public:
+  /// Makes the task's weights trained in the slots of `slice`, which outlives the method.
   ProbeMethod(model::StageSlice& slice, const model::WeightSource& weights);
   [[nodiscard]] std::string_view name() const override { return "probe"; }
   /// Through, where a visual embedding trains below the backbone.
   [[nodiscard]] Route route() const override;
-  [[nodiscard]] std::vector<std::pair<std::string, std::string>> describe_export() const override { return {}; }
+  [[nodiscard]] nlohmann::json describe_export() const override { return {}; }
 };
 
 }  // namespace espalier::peft

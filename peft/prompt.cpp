@@ -106,8 +106,8 @@ PromptMethod::PromptMethod(const PromptConfig& config, model::StageSlice& slice,
   }
 }
 
-std::vector<std::pair<std::string, std::string>> PromptMethod::describe_export() const {
-  return {{"tokens", nlohmann::json(config_.tokens).dump()}, {"initial", nlohmann::json(config_.initial).dump()}};
+nlohmann::json PromptMethod::describe_export() const {
+  return {{"tokens", config_.tokens}, {"initial", config_.initial}};
 }
 
 }  // namespace espalier::peft

@@ -230,7 +230,8 @@ void RosaMethod::adapt(model::Layer& layer, const RosaTarget& target, const Line
     for (const LinearTarget& part : parts) {
       at::Tensor& weight = linears.at(part.role)->weight;
       own_weight(slice(), layer.plan(), part.role + ".weight", weights, weight);
-      trained().push_back({.name = layer.plan().name + "." + part.role + ".weight", .value = weight});
+      trained().push_back(
+          {.name = layer.plan().name + "." + part.role + ".weight", .value = weight, .decays = config_.factors_decay});
     }
     return;
   }
@@ -301,18 +302,18 @@ void RosaMethod::resample(int weight, std::int64_t event) {
   peft::resample(chosen.parts, config_, seed_, event, chosen.name);
 }
 
-std::vector<std::pair<std::string, std::string>> RosaMethod::describe_export() const {
-  return {{"rank", nlohmann::json(config_.rank).dump()},
-          {"targets", nlohmann::json(config_.targets).dump()},
-          {"sampling", nlohmann::json(config_.sampling).dump()},
-          {"sigma", nlohmann::json(config_.sigma).dump()},
-          {"split", nlohmann::json(config_.split).dump()},
-          {"trained_factors", nlohmann::json(config_.trained_factors).dump()},
-          {"every_epochs", nlohmann::json(config_.every_epochs).dump()},
-          {"every_steps", nlohmann::json(config_.every_steps).dump()},
-          {"head_trained", nlohmann::json(config_.head_trained).dump()},
-          {"biases", nlohmann::json(config_.biases).dump()},
-          {"svd_type", nlohmann::json(config_.svd_type).dump()}};
+nlohmann::json RosaMethod::describe_export() const {
+  return {{"rank", config_.rank},
+          {"targets", config_.targets},
+          {"sampling", config_.sampling},
+          {"sigma", config_.sigma},
+          {"split", config_.split},
+          {"trained_factors", config_.trained_factors},
+          {"every_epochs", config_.every_epochs},
+          {"every_steps", config_.every_steps},
+          {"head_trained", config_.head_trained},
+          {"biases", config_.biases},
+          {"svd_type", config_.svd_type}};
 }
 
 }  // namespace espalier::peft

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A network that trains beside the frozen backbone: it reads what the backbone's layers put out and carries all
 // gradients. The backbone is run by BesideMethod; a side network only says how it climbs along it.
+// B rows, T tokens of the stack at hand, S tokens of the memory, D backbone width, H heads, C labels, V vocabulary
 #pragma once
 
 #include <cstddef>
@@ -17,7 +18,9 @@ namespace espalier::peft {
 /// What the backbone shows of one layer, outside any graph.
 struct Tap {
   const model::Layer& layer;
-  /// Behind the layer: "hidden" [B, T, D], "memory", "position_bias"; empty above the last tap.
+  /// Behind the layer: "hidden" [B, T, D], in a decoder "memory" [B, S, D], and "position_bias" [1, H, T, T] where
+  /// blocks share one (with a cache [1, H, T, its tokens and T]). Above the last tap nothing but an embedding's
+  /// "hidden" counts.
   const model::Carry& backbone;
   /// Of an embedding: its output before dropout [B, T, D], with that of images behind the text, which has a gradient
   /// and which the backbone does not read; otherwise undefined.
@@ -32,7 +35,7 @@ class SideNetwork {
  public:
   virtual ~SideNetwork() = default;
   [[nodiscard]] virtual std::string_view name() const = 0;
-  [[nodiscard]] virtual std::vector<std::pair<std::string, std::string>> describe_export() const = 0;
+  [[nodiscard]] virtual nlohmann::json describe_export() const = 0;
   /// Of this slice, in chain order; the task head's are the last.
   [[nodiscard]] virtual const std::vector<TrainedTensor>& trained() const = 0;
 
@@ -56,11 +59,12 @@ class SideNetwork {
 
   /// What its layers read of a micro-batch, made of what the backbone's read.
   [[nodiscard]] virtual model::StageInputs adapt(const model::StageInputs& inputs) const = 0;
-  /// Past layer `place` of the slice: replaces entries of `side`, its own carry. `inputs` from adapt().
+  /// Past layer `place` of the slice: replaces entries of `side`, its own carry, which on the first stage begins empty.
+  /// `inputs` from adapt(). Requires: every layer of the slice but a head once, in ascending order, on the same `side`.
   virtual void climb(std::size_t place, const Tap& tap, const model::StageInputs& inputs,
                      const model::ForwardContext& context, model::Carry& side) const = 0;
-  /// Logits at the end of the chain, of the "hidden" in `side`. `tap`: of the layer below the head. `inputs`: the
-  /// backbone's.
+  /// Logits at the end of the chain, [B, C] or [B, T, V], of the "hidden" in `side`, that of one network.
+  /// `tap.backbone`: behind the layer below the head. `inputs`: the backbone's.
   [[nodiscard]] virtual at::Tensor read_out(const model::Layer& head, const Tap& tap, const model::StageInputs& inputs,
                                             const model::ForwardContext& context, const model::Carry& side) const = 0;
 };

@@ -21,6 +21,7 @@ at::Tensor stored_weight(const model::Backbone& backbone, const model::LayerPlan
 TrainedTensor make_trained(std::string name, const at::Tensor& value, at::Device device);
 
 /// Makes the slot of one weight an fp32 leaf of its own that starts from what is stored, whatever it was rounded to.
+/// Throws: as stored_weight().
 void own_weight(model::StageSlice& slice, const model::LayerPlan& layer, const std::string& role,
                 const model::WeightSource& weights, at::Tensor& slot);
 

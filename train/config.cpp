@@ -6,6 +6,12 @@
 #include "train/metrics.h"
 
 namespace espalier::train {
+namespace {
+
+// Of what is counted in an int: above all that makes sense, and nothing is cut off silently.
+constexpr double kMostOfAnything = 1 << 20;
+
+}  // namespace
 
 void describe(OptionTable& table, ModelConfig& config) {
   table.add("model.path", config.path)
@@ -21,7 +27,9 @@ void describe(OptionTable& table, ModelConfig& config) {
       .below(1)
       .help(
           "Stochastic depth of the backbone in training: share of rows for which the highest block leaves out its "
-          "attention, and its feed-forward; of the lower blocks in proportion, down to 0 for the lowest.");
+          "attention, and its feed-forward; of the lower blocks in proportion, down to 0 for the lowest. Refused where "
+          "it "
+          "would drop nothing.");
   table.add("model.compute_type", config.compute_type)
       .choices({"fp32", "bf16", "fp16"})
       .help(
@@ -38,9 +46,11 @@ void describe(OptionTable& table, ModelConfig& config) {
 void describe(OptionTable& table, ParallelConfig& config) {
   table.add("parallel.stages", config.stages)
       .at_least(1)
+      .at_most(kMostOfAnything)
       .help("Pipeline stages that the backbone is cut into. stages x replicas must equal the ranks of the job.");
   table.add("parallel.replicas", config.replicas)
       .at_least(0)
+      .at_most(kMostOfAnything)
       .help("Data-parallel replicas of the whole pipeline. 0: ranks / stages.");
   table.add("parallel.schedule", config.schedule)
       .choices({"1f1b", "gpipe"})
@@ -49,10 +59,11 @@ void describe(OptionTable& table, ParallelConfig& config) {
       .help("First block of the stages 1, 2, ... for a cut of your own. Empty: equal numbers of blocks.");
   table.add("parallel.threads", config.threads)
       .at_least(0)
+      .at_most(kMostOfAnything)
       .unit("threads")
       .help(
-          "CPU threads per rank. 0: the node's cores divided by its ranks. Part of the numeric configuration: equal "
-          "threads give equal bits.");
+          "CPU threads per rank. 0: the cores that a rank may use, divided by the ranks of its node. Part of the "
+          "numeric configuration: equal threads give equal bits.");
 }
 
 void describe(OptionTable& table, TrainConfig& config) {
@@ -81,10 +92,7 @@ void describe(OptionTable& table, TrainConfig& config) {
       .at_least(0)
       .unit("steps")
       .help("Validation every so many steps. 0: at the end of every epoch.");
-  table.add("train.evaluation_batch_size", config.evaluation_batch_size)
-      .at_least(1)
-      .unit("rows")
-      .help("Rows per forward in evaluation and prediction.");
+  describe_evaluation(table, config);
   table.add("train.best_metric", config.best_metric)
       .choices(std::move(best_metrics))
       .help(
@@ -103,12 +111,22 @@ void describe(OptionTable& table, TrainConfig& config) {
           "is faster where rows are few and gives each the bits that it gives alone but for the last.");
 }
 
+void describe_evaluation(OptionTable& table, TrainConfig& config) {
+  table.add("train.evaluation_batch_size", config.evaluation_batch_size)
+      .at_least(1)
+      .unit("rows")
+      .help("Rows per forward in evaluation and prediction.");
+}
+
 void describe(OptionTable& table, CheckpointConfig& config) {
   table.add("checkpoint.every_steps", config.every_steps)
       .at_least(0)
       .unit("steps")
       .help("Save every so many steps. 0: at the end of every epoch.");
-  table.add("checkpoint.keep", config.keep).at_least(0).help("Newest good checkpoints that stay. 0: all.");
+  table.add("checkpoint.keep", config.keep)
+      .at_least(0)
+      .at_most(kMostOfAnything)
+      .help("Newest checkpoints that stay, good or damaged since. 0: all.");
   table.add("checkpoint.resume", config.resume)
       .choices({"auto", "never", "must"})
       .help(

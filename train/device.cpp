@@ -6,11 +6,13 @@
 #include <c10/core/CachingDeviceAllocator.h>
 #include <sched.h>
 #include <spdlog/fmt/fmt.h>
+#include <unistd.h>
 
 #include <algorithm>
 
 #include "common/counting_allocator.h"
 #include "common/error.h"
+#include "common/log.h"
 
 namespace espalier::train {
 
@@ -45,7 +47,16 @@ int default_threads(int ranks_on_node) {
   cpu_set_t allowed;
   CPU_ZERO(&allowed);
   const int cores = sched_getaffinity(0, sizeof(allowed), &allowed) == 0 ? CPU_COUNT(&allowed) : 1;
-  return std::max(1, cores / std::max(1, ranks_on_node));
+  const int threads = std::max(1, cores / std::max(1, ranks_on_node));
+  const auto online = sysconf(_SC_NPROCESSORS_ONLN);
+  if (ranks_on_node > 1 && cores < online) {
+    log_warning("train",
+                "this rank may use {} of the node's {} cores, which divided by its {} ranks gives {} thread(s); if the "
+                "launcher bound each rank to cores of its own, they are divided twice: source "
+                "scripts/mpi_environment.sh, start with mpirun --bind-to none, or set parallel.threads",
+                cores, online, ranks_on_node, threads);
+  }
+  return threads;
 }
 
 void configure_threads(int threads) {

@@ -3,8 +3,6 @@
 
 #include <ATen/ATen.h>
 
-#include <numeric>
-
 #include "train/task.h"
 
 namespace espalier::train {
@@ -48,12 +46,7 @@ std::vector<Metrics> evaluate(Worker& worker, const std::vector<data::DatasetInf
   const auto results = predict(worker, infos, split, data, batch_size);
   std::vector<Metrics> metrics;
   for (std::size_t k = 0; k < infos.size(); ++k) {
-    at::Tensor labels;
-    if (!predicts_tokens(infos[k].task)) {
-      std::vector<std::int64_t> rows(static_cast<std::size_t>(split.num_rows()));
-      std::iota(rows.begin(), rows.end(), std::int64_t{0});
-      labels = split.collate(rows, /*max_length=*/1, /*pad_multiple=*/1, /*fixed_length=*/0).at(infos[k].labels);
-    }
+    const auto labels = predicts_tokens(infos[k].task) ? at::Tensor() : split.labels(infos[k].label_tensor);
     metrics.push_back(compute_metrics(infos[k].task, results[k], labels));
   }
   return metrics;

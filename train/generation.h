@@ -15,8 +15,8 @@ namespace espalier::train {
 /// the visual inputs of a model that has them.
 /// An encoder-decoder reads them as its input; a causal model goes on from them. Returns the generated tokens of each
 /// row, without end token, on every rank of the replica. Equal rows give equal texts on every layout.
-/// Throws: ConfigError for a backbone without a language model head, or rows too long for its positions.
-/// Collective: the stages of one replica, with the same prompts.
+/// Collective: the stages of one replica, with the same prompts. Throws: ConfigError for a backbone without a language
+/// model head, or rows too long for its positions; else as StageExecutor.
 std::vector<TokenIds> generate(Worker& worker, const SearchConfig& config, const model::NamedTensors& prompts);
 
 }  // namespace espalier::train

@@ -101,7 +101,7 @@ class FullCopy {
     const std::vector<MicroBatch> one = {read(row)};
     const auto loss = [&](std::size_t /*objective*/, const at::Tensor& logits, const model::NamedTensors& inputs) {
       return task_loss(info_.task, logits, with_labels(info_, inputs),
-                       num_targets(info_, split_, row, data_.max_length));
+                       num_targets(info_, split_, row, data_.row_limit()));
     };
     std::vector<at::Tensor> gradients;
     for (const auto& tensor : method_->trained()) {
@@ -185,8 +185,8 @@ void start_by_importance(Worker& worker, const data::Dataset& dataset, const dat
       continue;
     }
     const auto rows = first_rows(sampler, objective.part.importance_start->num_rows());
-    const auto [found, is_new] =
-        measured.try_emplace({static_cast<std::int64_t>(rows.size()), objective.config.data.labels, objective.seed});
+    const auto [found, is_new] = measured.try_emplace(
+        {static_cast<std::int64_t>(rows.size()), objective.config.data.label_tensor, objective.seed});
     if (is_new) {
       log_info("train", "measuring how much each weight of the backbone matters, on {} training rows", rows.size());
       found->second = fisher_information({worker, objective, dataset, data, gradient_sync}, rows);

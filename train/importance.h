@@ -17,7 +17,8 @@ namespace espalier::train {
 /// tied weight's gradient is that of all its places. A backbone that reads images behind its text is measured on the
 /// text alone, as it runs beside a side network. The rows are the first that `sampler` gives. While it runs a stage
 /// holds an fp32 copy of its weights, and gradients and sums of the same size; the peak counts from its end. The sums
-/// have the same bits on every layout. Collective: every rank.
+/// have the same bits on every layout, unless `gradient_sync` is fast. Collective: every rank. Throws: as
+/// StageExecutor.
 void start_by_importance(Worker& worker, const data::Dataset& dataset, const data::Sampler& sampler,
                          const data::DataConfig& data, const dist::GradientSyncConfig& gradient_sync);
 

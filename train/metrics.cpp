@@ -10,6 +10,7 @@
 #include <numeric>
 #include <vector>
 
+#include "common/check.h"
 #include "common/error.h"
 
 namespace espalier::train {
@@ -53,6 +54,19 @@ std::vector<double> ranks_of(const std::vector<double>& values) {
     first = end;
   }
   return ranks;
+}
+
+void check_results(const at::Tensor& results, std::int64_t num_columns) {
+  ESPALIER_CHECK(results.dim() == 2 && results.size(0) > 0 && results.size(1) == num_columns,
+                 "results [{}] in place of [rows, {}]", fmt::join(results.sizes(), ", "), num_columns);
+}
+
+/// `shape`: of the labels of all rows.
+void check_logits(const at::Tensor& logits, const at::Tensor& labels, at::IntArrayRef shape) {
+  check_results(logits, logits.size(-1));
+  ESPALIER_CHECK(labels.defined() && labels.sizes() == shape, "labels [{}] in place of [{}]",
+                 labels.defined() ? fmt::format("{}", fmt::join(labels.sizes(), ", ")) : "none",
+                 fmt::join(shape, ", "));
 }
 
 /// confusion[truth][prediction]
@@ -104,12 +118,16 @@ double matthews(const Confusion& confusion) {
 }
 
 Metrics classification_metrics(const at::Tensor& logits, const at::Tensor& labels) {
+  check_logits(logits, labels, {logits.size(0)});
   const auto truth = labels.to(at::kLong).contiguous();
   const auto prediction = logits.argmax(/*dim=*/1).contiguous();
   Confusion confusion(static_cast<std::size_t>(logits.size(1)),
                       std::vector<double>(static_cast<std::size_t>(logits.size(1))));
   for (std::int64_t row = 0; row < truth.numel(); ++row) {
-    confusion[static_cast<std::size_t>(truth.const_data_ptr<std::int64_t>()[row])]
+    const std::int64_t label = truth.const_data_ptr<std::int64_t>()[row];
+    ESPALIER_CHECK(label >= 0 && label < logits.size(1), "label {} in row {} of {} classes", label, row,
+                   logits.size(1));
+    confusion[static_cast<std::size_t>(label)]
              [static_cast<std::size_t>(prediction.const_data_ptr<std::int64_t>()[row])] += 1;
   }
   double correct = 0;
@@ -131,6 +149,8 @@ Metrics classification_metrics(const at::Tensor& logits, const at::Tensor& label
 }
 
 Metrics regression_metrics(const at::Tensor& logits, const at::Tensor& labels) {
+  check_results(logits, 1);
+  check_logits(logits, labels, {logits.size(0)});
   const auto prediction = to_doubles(logits.reshape({-1}));
   const auto truth = to_doubles(labels);
   double squares = 0;
@@ -146,6 +166,7 @@ Metrics regression_metrics(const at::Tensor& logits, const at::Tensor& labels) {
 }
 
 Metrics multi_label_metrics(const at::Tensor& logits, const at::Tensor& labels) {
+  check_logits(logits, labels, logits.sizes());
   const auto truth = labels.gt(0.5);
   const auto prediction = logits.gt(0);
   const auto both = (truth & prediction).sum().item<double>();
@@ -165,6 +186,7 @@ Metrics likelihood_metrics(const at::Tensor& results, std::int64_t first_column)
 }
 
 Metrics token_metrics(const at::Tensor& results) {
+  check_results(results, 3);
   auto metrics = likelihood_metrics(results, 0);
   const auto sums = results.to(at::kDouble).sum(/*dim=*/0);
   metrics["token_accuracy"] = sums[2].item<double>() / std::max(1.0, sums[1].item<double>());
@@ -172,6 +194,7 @@ Metrics token_metrics(const at::Tensor& results) {
 }
 
 Metrics choice_metrics(const at::Tensor& results) {
+  check_results(results, 4);
   auto metrics = likelihood_metrics(results, 2);
   const auto means = results.to(at::kDouble).mean(/*dim=*/0);
   metrics["accuracy"] = means[0].item<double>();

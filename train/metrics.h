@@ -22,7 +22,7 @@ namespace espalier::train {
 using Metrics = std::map<std::string, double>;
 
 /// results: what row_results() keeps of all rows; labels: those of a pooled head, [N] int64 or float, or [N, L].
-/// Requires: N > 0.
+/// Requires: N > 0, shapes as num_result_columns() has them, classes that the logits have.
 Metrics compute_metrics(data::TaskKind task, const at::Tensor& results, const at::Tensor& labels);
 
 /// Every metric that may decide for some task, each once: what require_metric() allows.

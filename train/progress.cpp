@@ -24,9 +24,7 @@ std::string duration_text(double seconds) {
 
 }  // namespace
 
-Progress::Progress(bool is_shown) : is_shown_(is_shown), is_terminal_(isatty(STDERR_FILENO) != 0) {
-  resume();
-}
+Progress::Progress(bool is_shown) : is_shown_(is_shown), is_terminal_(isatty(STDERR_FILENO) != 0) {}
 
 void Progress::step(const StepProgress& progress) {
   rows_ += progress.rows;

@@ -19,7 +19,8 @@ struct StepProgress {
   std::int64_t peak_bytes = 0;
 };
 
-/// Time spent in evaluation or saving is left out of the rates (pause and resume around them).
+/// Time counts from resume() to pause(): what comes before the first step, evaluation and saving are left out of the
+/// rates.
 class Progress {
  public:
   /// Prints only when `is_shown` (rank 0).

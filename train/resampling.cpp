@@ -101,7 +101,7 @@ void ResamplingEvents::require_equal_replicas(const char* when) const {
                : fmt::format("stage {}: expected weights and factors of replica {} {} a resampling to be those of "
                              "replica 0, found other bits; a rank computed something else: look at the hardware",
                              place.stage_index, place.replica_index, when),
-      static_cast<int>(ExitCode::kInternal), "comparing the replicas");
+      ExitCode::kInternal, "comparing the replicas");
 }
 
 void ResamplingEvents::share_out(std::int64_t event) {

@@ -5,6 +5,8 @@
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <algorithm>
+#include <cmath>
 #include <map>
 
 #include "common/check.h"
@@ -12,6 +14,9 @@
 namespace espalier::train {
 
 namespace {
+
+/// Nothing flows back in evaluation, so a fast first stage would otherwise keep the whole split in flight.
+constexpr std::size_t kMostSendsOfEvaluation = 16;
 
 /// Losses of one micro-batch after the other, of `count` objectives each, once they are all queued.
 std::vector<std::vector<double>> read_losses(const std::vector<at::Tensor>& losses, std::size_t count) {
@@ -29,9 +34,17 @@ std::vector<std::vector<double>> read_losses(const std::vector<at::Tensor>& loss
 
 }  // namespace
 
+double gradient_scale(at::ScalarType compute_type, double largest) {
+  if (compute_type != at::kHalf || !(largest > 0)) {
+    return 1;
+  }
+  return std::ldexp(1.0, std::max(0, std::ilogb(1 / largest)));
+}
+
 StageExecutor::StageExecutor(dist::Mesh& mesh, model::StageSlice& slice, peft::Method& method)
     : mesh_(mesh), slice_(slice), method_(method) {
   for (const auto& objective : method_.objectives()) {
+    objective_of_.resize(static_cast<std::size_t>(objective.end_trained), logits_.size());
     logits_.push_back(peft::logits_name(objective));
   }
 }
@@ -66,8 +79,7 @@ void StageExecutor::send(const model::CarryPlan& plan, bool gradients, const mod
                    mesh_.place.stage_index, entry.name);
     auto tensor = found->second.to(gradients ? entry.gradient_dtype() : entry.dtype).contiguous();
     ESPALIER_CHECK(tensor.sizes() == at::IntArrayRef(entry.sizes), "'{}' has another shape than planned", entry.name);
-    auto work = mesh_.pipeline->send(tensor, peer, channel);
-    sends_.push_back({std::move(work), std::move(tensor)});
+    sends_.push_back(mesh_.pipeline->send(std::move(tensor), peer, channel));
   }
 }
 
@@ -89,7 +101,8 @@ peft::StageResult StageExecutor::run_forward(const MicroBatch& micro_batch, cons
 }
 
 model::Carry StageExecutor::run_loss(const MicroBatch& micro_batch, const model::Carry& outgoing,
-                                     const LossFunction& loss, std::vector<at::Tensor>& losses) const {
+                                     const LossFunction& loss, const std::vector<double>& scales,
+                                     std::vector<at::Tensor>& losses) const {
   // The loss is a graph of its own, so that methods need not know it.
   const at::AutoGradMode with_gradient(true);
   auto inputs = micro_batch.inputs;
@@ -100,13 +113,16 @@ model::Carry StageExecutor::run_loss(const MicroBatch& micro_batch, const model:
   for (std::size_t k = 0; k < logits_.size(); ++k) {
     const auto logits = outgoing.at(logits_[k]).detach().requires_grad_(true);
     const auto value = loss(k, logits, inputs);
-    gradients.emplace(logits_[k], torch::autograd::grad({value}, {logits}).front());
+    // Scaled where the gradient begins, in fp32: the first cast to fp16 lies between the loss and the logits.
+    const auto start = at::full_like(value, scales.empty() ? 1 : scales[k]);
+    gradients.emplace(logits_[k], torch::autograd::grad({value}, {logits}, {start}).front());
     losses.push_back(value.detach());  // read at the end of the step, so that the host does not wait here
   }
   return gradients;
 }
 
-void StageExecutor::run_backward(const MicroBatch& micro_batch, InFlight& kept, const MicroBatchSink& sink) {
+void StageExecutor::run_backward(const MicroBatch& micro_batch, InFlight& kept, const std::vector<double>& scales,
+                                 const MicroBatchSink& sink) {
   const auto& place = mesh_.place;
   if (!place.is_last_stage()) {
     kept.output_gradients = receive(method_.plan_carry(slice_.range().end, micro_batch.shape), /*gradients=*/true,
@@ -115,6 +131,9 @@ void StageExecutor::run_backward(const MicroBatch& micro_batch, InFlight& kept, 
   model::Carry upstream;
   if (kept.pass) {
     upstream = kept.pass->backward(kept.output_gradients, [&](int index, at::Tensor gradient) {
+      const double scale = scales.empty() ? 1 : scales[objective_of_[static_cast<std::size_t>(index)]];
+      // Not in place: autograd may give one tensor to several.
+      if (scale != 1 && gradient.defined()) gradient = gradient / scale;
       sink(micro_batch.index, index, std::move(gradient));
     });
   }
@@ -127,7 +146,8 @@ void StageExecutor::run_backward(const MicroBatch& micro_batch, InFlight& kept, 
 std::vector<std::vector<double>> StageExecutor::train_step(dist::ScheduleKind kind,
                                                            const std::vector<MicroBatch>& micro_batches,
                                                            const RandomKey& key, const LossFunction& loss,
-                                                           const MicroBatchSink& sink, bool is_training) {
+                                                           const MicroBatchSink& sink, bool is_training,
+                                                           const std::vector<double>& gradient_scales) {
   const auto& place = mesh_.place;
   std::vector<at::Tensor> losses;
   std::map<int, InFlight> in_flight;
@@ -141,17 +161,18 @@ std::vector<std::vector<double>> StageExecutor::train_step(dist::ScheduleKind ki
       auto result = run_forward(micro_batch, context, /*keeps_pass=*/true);
       InFlight kept{std::move(result.pass), {}};
       if (place.is_last_stage()) {
-        kept.output_gradients = run_loss(micro_batch, result.outgoing, loss, losses);
+        kept.output_gradients = run_loss(micro_batch, result.outgoing, loss, gradient_scales, losses);
       }
       in_flight.emplace(action.micro_batch, std::move(kept));
-      continue;
+    } else {
+      auto node = in_flight.extract(action.micro_batch);
+      ESPALIER_CHECK(!node.empty(), "the schedule asks for a backward of micro-batch {} before its forward",
+                     action.micro_batch);
+      run_backward(micro_batch, node.mapped(), gradient_scales, sink);
     }
-    auto node = in_flight.extract(action.micro_batch);
-    ESPALIER_CHECK(!node.empty(), "the schedule asks for a backward of micro-batch {} before its forward",
-                   action.micro_batch);
-    run_backward(micro_batch, node.mapped(), sink);
+    settle_sends(sends_.size());  // to wait for one here could be a deadlock: the peer may be sending too
   }
-  finish_sends();
+  settle_sends(0);
   return read_losses(losses, logits_.size());
 }
 
@@ -162,30 +183,29 @@ void StageExecutor::evaluate(std::size_t count, const std::function<MicroBatch(s
     const auto result = run_forward(micro_batch, model::ForwardContext{}, /*keeps_pass=*/false);
     if (mesh_.place.is_last_stage()) {
       sink(micro_batch, result.outgoing);
-    } else if (sends_.size() > 16) {
-      // Nothing flows back in evaluation, so a fast first stage would otherwise keep the whole split in flight.
-      finish_sends();
     }
+    settle_sends(kMostSendsOfEvaluation);
   }
-  finish_sends();
+  settle_sends(0);
 }
 
 model::Carry StageExecutor::generate_step(const MicroBatch& micro_batch, model::AttentionCache& cache) {
   model::ForwardContext context;
   context.cache = &cache;
   auto result = run_forward(micro_batch, context, /*keeps_pass=*/false);
-  finish_sends();
+  settle_sends(0);
   const auto& shape = micro_batch.shape;
   const auto num_prompts = cache.num_tokens() == 0 ? slice_.num_prompts() : 0;  // read once, before the words
   cache.advance(slice_.backbone().is_encoder_decoder() ? shape.target_tokens : num_prompts + shape.tokens);
   return mesh_.place.is_last_stage() ? std::move(result.outgoing) : model::Carry{};
 }
 
-void StageExecutor::finish_sends() {
-  for (auto& transfer : sends_) {
-    transfer.work.wait();
+void StageExecutor::settle_sends(std::size_t most) {
+  std::erase_if(sends_, [](dist::Work& work) { return work.is_done(); });
+  while (sends_.size() > most) {
+    sends_.front().wait();
+    sends_.erase(sends_.begin());
   }
-  sends_.clear();
 }
 
 }  // namespace espalier::train

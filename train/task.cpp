@@ -69,15 +69,15 @@ model::HeadRequest head_request(const data::DatasetInfo& info, const std::string
 }
 
 model::NamedTensors with_labels(const data::DatasetInfo& info, model::NamedTensors inputs) {
-  if (info.labels != "labels") {
-    inputs["labels"] = inputs.at(info.labels);
+  if (info.label_tensor != "labels") {
+    inputs["labels"] = inputs.at(info.label_tensor);
   }
   return inputs;
 }
 
 std::int64_t num_targets(const data::DatasetInfo& info, const data::Split& split, std::int64_t row,
                          std::int64_t max_length) {
-  return info.labels == "labels" ? split.num_targets(row, max_length) : 1;
+  return info.label_tensor == "labels" ? split.num_targets(row, max_length) : 1;
 }
 
 at::Tensor task_loss(TaskKind task, const at::Tensor& logits, const model::NamedTensors& inputs,

@@ -19,19 +19,19 @@ bool predicts_tokens(data::TaskKind task);
 /// The head for the dataset's task, `pooling` as the user asks.
 model::HeadRequest head_request(const data::DatasetInfo& info, const std::string& pooling);
 
-/// The inputs with what is learned as "labels".
+/// The inputs with what is learned as "labels". Requires: inputs with the tensor that `info` names.
 model::NamedTensors with_labels(const data::DatasetInfo& info, model::NamedTensors inputs);
 /// Terms that the row gives to the loss.
 std::int64_t num_targets(const data::DatasetInfo& info, const data::Split& split, std::int64_t row,
                          std::int64_t max_length);
 
-/// Scalar loss of one micro-batch: the sum over its targets / `num_global_targets`. Of multiple choices only the right
-/// one is learned.
+/// Scalar loss of one micro-batch: the sum over its targets / `num_global_targets`. logits [B, C] or [B, T, V],
+/// "labels" as data::NamedTensors has them. Of multiple choices only the right one is learned.
 at::Tensor task_loss(data::TaskKind task, const at::Tensor& logits, const model::NamedTensors& inputs,
                      std::int64_t num_global_targets);
 
-/// What an objective that learns from the backbone's own predictions adds to it: of inputs with kTeacherLogits, the sum
-/// over target tokens / `num_global_rows`. Requires: a task whose targets are tokens.
+/// What an objective that learns from the backbone's own predictions adds to it: of inputs with kTeacherLogits, the
+/// sum over target tokens / `num_global_rows`. Requires: a task whose targets are tokens.
 at::Tensor teacher_loss(data::TaskKind task, const at::Tensor& logits, const model::NamedTensors& inputs,
                         std::int64_t num_global_rows);
 

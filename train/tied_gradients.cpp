@@ -42,18 +42,18 @@ void TiedGradients::add(std::vector<at::Tensor>& gradients) {
     at::Tensor sum = gradients[tie.places.front()];
     if (self != tie.stages.begin()) {
       auto before = at::empty_like(sum);
-      pipeline.recv(before, *(self - 1), dist::Channel::kSide).wait();
+      pipeline.recv(before, *(self - 1), dist::Channel::kTied).wait();
       sum = before.add_(sum);
     }
     for (std::size_t i = 1; i < tie.places.size(); ++i) {
       sum.add_(gradients[tie.places[i]]);
     }
     if (own != last) {
-      pipeline.send(sum, *(self + 1), dist::Channel::kSide).wait();
-      pipeline.recv(sum, last, dist::Channel::kSide).wait();
+      pipeline.send(sum, *(self + 1), dist::Channel::kTied).wait();
+      pipeline.recv(sum, last, dist::Channel::kTied).wait();
     } else {
       for (auto stage = tie.stages.begin(); stage != self; ++stage) {
-        pipeline.send(sum, *stage, dist::Channel::kSide).wait();
+        pipeline.send(sum, *stage, dist::Channel::kTied).wait();
       }
     }
     for (const auto place : tie.places) {

@@ -20,7 +20,8 @@ class TiedGradients {
   TiedGradients(dist::Mesh& mesh, const std::vector<std::string>& names);
 
   /// Puts the sum over all places of a tensor into each of them; they may share its memory. What crosses between stages
-  /// is counted with the label "tied_gradient". Collective: every stage of the replica.
+  /// is counted with the label "tied_gradient". Collective: every stage of the replica. Requires: all defined, one for
+  /// each of `names`.
   void add(std::vector<at::Tensor>& gradients);
 
  private:

@@ -13,12 +13,12 @@
 namespace espalier::train {
 
 struct SearchConfig {
-  std::int64_t num_beams = 1;
-  std::int64_t max_new_tokens = 64;
-  std::int64_t min_new_tokens = 0;
-  double length_penalty = 1;
-  std::int64_t no_repeat_ngram = 0;
-  bool early_stopping = false;
+  std::int64_t num_beams = 1;        ///< 1: greedy
+  std::int64_t max_new_tokens = 64;  ///< the end token included
+  std::int64_t min_new_tokens = 0;   ///< before which there is no end token
+  double length_penalty = 1;         ///< exponent of the length that divides a finished beam's log-probability
+  std::int64_t no_repeat_ngram = 0;  ///< tokens of a run that must not come again; 0: no such rule
+  bool early_stopping = false;       ///< a row ends with as many finished texts as beams
 };
 /// Keys "generate.*".
 void describe(OptionTable& table, SearchConfig& config);
@@ -46,6 +46,7 @@ class TokenSearch {
     std::vector<std::int64_t> tokens, sources;
   };
   /// Takes log-probabilities of the next token: [N, V] fp32 the first time, then one row for each of Next.
+  /// Throws: InternalError for another number of rows.
   Next advance(const at::Tensor& log_probabilities);
   [[nodiscard]] bool is_done() const { return is_done_; }
   /// The best text of each prompt, without prompt and without the end token and what follows it.

@@ -6,12 +6,14 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
+#include <functional>
 #include <limits>
 #include <utility>
 
 #include "common/durable_file.h"
 #include "common/error.h"
 #include "common/log.h"
+#include "dist/agree.h"
 #include "train/device.h"
 #include "train/evaluation.h"
 #include "train/importance.h"
@@ -29,6 +31,20 @@ data::Sampler make_sampler(const TrainerConfig& config, const data::Dataset& dat
                        [&split](std::int64_t row) { return split.length(row); });
 }
 
+/// Throws: ConfigError, agreed, for an option that would be silently without effect.
+void require_validation(const TrainConfig& train, const data::Dataset& dataset) {
+  const char* option = train.patience > 0               ? "train.patience"
+                       : train.evaluate_every_steps > 0 ? "train.evaluate_every_steps"
+                       : train.best_metric != "auto"    ? "train.best_metric"
+                                                        : nullptr;
+  if (option != nullptr && !dataset.has_split("validation")) {
+    dist::throw_agreed<ConfigError>(
+        fmt::format("{}: expected a dataset with a validation split, which the option is about, found none in {}; "
+                    "prepare one (tools/prepare.py --validation), or leave the option out",
+                    option, dataset.info().path.string()));
+  }
+}
+
 }  // namespace
 
 Trainer::Trainer(const TrainerConfig& config, Worker& worker, const data::Dataset& dataset, ByteLedger& ledger,
@@ -41,6 +57,8 @@ Trainer::Trainer(const TrainerConfig& config, Worker& worker, const data::Datase
       sampler_(make_sampler(config, dataset)),
       folder_(config.run_folder),
       progress_(worker.control().rank() == 0) {
+  require_validation(config.train, dataset);
+  check_shares();
   for (std::size_t k = 0; k < worker.num_objectives(); ++k) {
     objectives_.emplace_back(worker.objective(k), worker.method(), config.train);
   }
@@ -79,6 +97,29 @@ bool Trainer::is_due(std::int64_t steps_done, std::int64_t every_steps) const {
 
 std::int64_t Trainer::gradient_traffic() const {
   return ledger_.traffic("all_gather", "gradient") + ledger_.traffic("all_reduce", "gradient");
+}
+
+void Trainer::check_shares() const {
+  const auto& place = worker_.place();
+  const auto batch = sampler_.batch(0);  // the largest, of every epoch
+  const auto count = static_cast<std::int64_t>(batch.micro_batches.size());
+  if (count < place.num_replicas) {
+    dist::throw_agreed<ConfigError>(fmt::format(
+        "data.micro_batch_size: expected a micro-batch for each of {} replicas in every step, found {} of {} rows in "
+        "all, so that the others would do nothing; {}",
+        place.num_replicas, count, batch.num_rows,
+        batch.num_rows < place.num_replicas
+            ? fmt::format("use at most {} replicas", batch.num_rows)
+            : fmt::format("set data.micro_batch_size to at most {}", batch.num_rows / place.num_replicas)));
+  }
+  const auto share = count / place.num_replicas;
+  if (place.num_stages > 1 && share < place.num_stages && is_writer()) {
+    log_warning("train",
+                "a step gives {} micro-batch(es) to a replica of {} stages, which therefore wait for one another; more "
+                "and smaller ones keep them busy: data.micro_batch_size of at most {} (another one changes last bits)",
+                share, place.num_stages,
+                std::max<std::int64_t>(1, batch.num_rows / (std::int64_t{place.num_replicas} * place.num_stages)));
+  }
 }
 
 void Trainer::warn_of_long_warmup() const {
@@ -158,7 +199,7 @@ void Trainer::end_diverged(const StepReport& report, std::int64_t steps_done) {
   progress_.end_line();
   if (std::all_of(objectives_.begin(), objectives_.end(),
                   [](const ObjectiveState& objective) { return objective.end_reason() == kDiverged; })) {
-    throw NumericError(diverged.back().second);
+    dist::throw_agreed<NumericError>(diverged.back().second);
   }
   for (const auto& [name, text] : diverged) {
     log_warning("train", "objective {} ends, {}: {}", name,
@@ -208,15 +249,22 @@ void Trainer::record_step(const StepReport& report, std::int64_t steps_done, dou
 }
 
 void Trainer::begin_run() {
-  if (is_writer()) {
+  const auto on_writer = [&](const char* what, const std::function<void()>& action) {
+    const auto act = [&] {
+      if (is_writer()) action();
+    };
+    dist::together(worker_.control(), what, act, ExitCode::kStorage);
+  };
+  on_writer("opening the run folder", [&] {
     folder_.create();
-  }
-  worker_.control().barrier();
+    lock_.emplace(folder_.lock_file());
+  });
   resume();
-  if (is_writer()) {
-    // Only now: a run that refuses to resume leaves its folder as it was.
+  // Only now: a run that refuses to resume leaves its folder as it was.
+  on_writer("beginning the run's files", [&] {
+    folder_.truncate_metrics(start_step_);
     write_file_durably(folder_.config_file(), config_.config_text);
-  }
+  });
   warn_of_long_warmup();
   if (start_step_ == 0) {
     start_by_importance(worker_, dataset_, sampler_, config_.data, config_.gradient_sync);
@@ -232,7 +280,7 @@ bool Trainer::train_step(std::int64_t step) {
   progress_.resume();
   const auto traffic_before = gradient_traffic();
   const double seconds_before = progress_.seconds();
-  const auto report = step_->run(step, sampler_.batch(step), dataset_.split("train"), stop_requested_.load(),
+  const auto report = step_->run(step, sampler_.batch(step), dataset_.split("train"), stop_requested_,
                                  /*checks_flow=*/step == start_step_);
   reduced_bytes_ = gradient_traffic() - traffic_before;
   const auto done = step + 1;
@@ -258,6 +306,11 @@ TrainSummary Trainer::end_run(std::int64_t steps_done, bool is_stopped) {
   for (std::size_t k = 0; k < objectives_.size(); ++k) {
     if (!is_stopped && config_.train.restore_best && !objectives_[k].best_tensors().empty()) {
       worker_.load_result(objectives_[k].best_tensors(), k);
+    }
+  }
+  if (progress_.steps() == 0) {
+    if (auto before = read_summary_of(steps_done); !before.is_null()) {
+      return {steps_done, is_stopped, std::move(before)};  // the rates of this process would be zeros
     }
   }
   TrainSummary summary{steps_done, is_stopped, summarize(steps_done, is_stopped)};

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,8 @@ struct TrainerConfig {
   /// Every option that can change a number, as INI text: compared with a checkpoint's before resuming.
   std::string numeric_options;
   int threads = 1;
+  /// The same options with their defaults: one that a checkpoint does not know was added since, and was as its default.
+  std::string default_options = {};
 };
 
 /// How training ended.
@@ -48,23 +51,29 @@ struct TrainSummary {
 class Trainer {
  public:
   /// `stop_requested` may be set by a signal handler at any time.
-  /// Collective: every rank.  Owns: nothing; all arguments outlive it.
+  /// Collective: every rank.  Owns: nothing; all arguments outlive it.  Throws: ConfigError for options that do not fit
+  /// the dataset or leave nothing to train; IoError when the folder for checkpoints cannot be made.
   Trainer(const TrainerConfig& config, Worker& worker, const data::Dataset& dataset, ByteLedger& ledger,
           const std::atomic<bool>& stop_requested);
   ~Trainer();
 
   /// Trains to the end or to a stop; leaves the best (or last) weights in the worker.
   /// Collective: every rank.  Throws: NumericError on every rank once the loss or gradient of every objective has not
-  /// been finite.
+  /// been finite; ConfigError on every rank where the run folder does not allow what checkpoint.resume asks for;
+  /// IoError, on every rank from saving and verifying checkpoints, else on one; what a StageExecutor throws, on one.
   TrainSummary run();
 
  private:
-  /// Makes the folder, goes on from a checkpoint or starts anew.
+  /// Makes and locks the folder, goes on from a checkpoint or starts anew.
   void begin_run();
   /// One optimizer step with what is due after it; true when the run stops on request.
   [[nodiscard]] bool train_step(std::int64_t step);
   /// Leaves the best weights in the worker, and the summary in the folder.
   [[nodiscard]] TrainSummary end_run(std::int64_t steps_done, bool is_stopped);
+  /// What summary.json says of the run where it had ended before, null otherwise. Collective: every rank.
+  [[nodiscard]] nlohmann::json read_summary_of(std::int64_t steps_done);
+  /// Throws: ConfigError where replicas would do nothing. Warns where stages would wait.
+  void check_shares() const;
   /// Once, where no learning rate of the run is the one that was asked for.
   void warn_of_long_warmup() const;
   [[nodiscard]] std::int64_t num_steps() const;
@@ -103,6 +112,7 @@ class Trainer {
   const std::atomic<bool>& stop_requested_;
   data::Sampler sampler_;
   RunFolder folder_;
+  std::optional<RunLock> lock_;  ///< rank 0's, from begin_run() on
   std::vector<ObjectiveState> objectives_;
   std::unique_ptr<checkpoint::CheckpointStore> store_;
   std::unique_ptr<TrainingStep> step_;

@@ -5,7 +5,10 @@
 #include <algorithm>
 #include <numeric>
 #include <optional>
+#include <set>
 
+#include "common/durable_file.h"
+#include "dist/agree.h"
 #include "train/device.h"
 #include "train/trainer.h"
 
@@ -60,10 +63,14 @@ std::optional<double> largest_inversion_error(Worker& worker) {
 
 void Trainer::record_memory() {
   const auto kept = worker_.method().kept_tensors();
+  // By memory: several slots may be parts of one kept tensor, which then has another name.
+  std::set<const void*> kept_memory;
+  for (const auto& [name, tensor] : kept) kept_memory.insert(tensor.storage().data());
   std::int64_t kept_in_slots = 0;
   worker_.slice().visit_weights(
-      [&](const std::string& name, const at::Tensor& slot, const std::vector<std::int64_t>& /*shape*/) {
-        kept_in_slots += kept.contains(name) ? static_cast<std::int64_t>(slot.nbytes()) : 0;
+      [&](const std::string& /*name*/, const at::Tensor& slot, const std::vector<std::int64_t>& /*shape*/) {
+        const bool is_kept = !slot.requires_grad() && kept_memory.contains(slot.storage().data());
+        kept_in_slots += is_kept ? static_cast<std::int64_t>(slot.nbytes()) : 0;
       });
   ledger_.set_memory(MemoryKind::kFrozen, worker_.slice().frozen_bytes() - kept_in_slots);
   ledger_.set_memory(MemoryKind::kKept, bytes_of(kept));
@@ -74,6 +81,21 @@ void Trainer::record_memory() {
     optimizer_bytes += objective.optimizer().state_bytes();
   }
   ledger_.set_memory(MemoryKind::kOptimizer, optimizer_bytes);
+}
+
+nlohmann::json Trainer::read_summary_of(std::int64_t steps_done) {
+  std::string text;
+  dist::together(
+      worker_.control(), "reading the run's summary",
+      [&] {
+        if (is_writer() && std::filesystem::exists(folder_.summary_file())) text = read_file(folder_.summary_file());
+      },
+      ExitCode::kStorage);
+  auto record = nlohmann::json::parse(dist::broadcast_text(worker_.control(), text), nullptr,
+                                      /*allow_exceptions=*/false);
+  const bool is_of_the_end =
+      record.is_object() && record.value("steps", std::int64_t{-1}) == steps_done && !record.value("is_stopped", true);
+  return is_of_the_end ? record : nlohmann::json();
 }
 
 nlohmann::json Trainer::summarize(std::int64_t steps_done, bool is_stopped) {
@@ -96,6 +118,7 @@ nlohmann::json Trainer::summarize(std::int64_t steps_done, bool is_stopped) {
   record.update(gather_bytes(worker_.control(), {{"peak_allocated_bytes", peak_allocated_bytes(worker_.device())},
                                                  {"frozen_bytes", ledger_.memory(MemoryKind::kFrozen)},
                                                  {"trained_bytes", ledger_.memory(MemoryKind::kTrained)},
+                                                 {"gradient_bytes", ledger_.memory(MemoryKind::kGradient)},
                                                  {"optimizer_bytes", ledger_.memory(MemoryKind::kOptimizer)},
                                                  {"kept_bytes", ledger_.memory(MemoryKind::kKept)},
                                                  {"reduced_bytes_per_step", reduced_bytes_}}));

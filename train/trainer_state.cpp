@@ -5,8 +5,11 @@
 #include <ATen/core/grad_mode.h>
 #include <spdlog/fmt/fmt.h>
 
+#include <map>
+#include <optional>
 #include <set>
 #include <sstream>
+#include <string_view>
 
 #include "common/error.h"
 #include "common/log.h"
@@ -21,24 +24,43 @@ constexpr const char* kKeptPrefix = "kept/";
 constexpr const char* kMomentPrefix = "optimizer/";
 constexpr const char* kBestPrefix = "best/";
 
-/// The lines that differ between two option texts, as "key = stored -> key = now".
-std::string describe_difference(const std::string& stored, const std::string& now) {
-  const auto lines_of = [](const std::string& text) {
-    std::istringstream stream(text);
-    std::set<std::string> lines;
-    for (std::string line; std::getline(stream, line);) {
-      lines.insert(line);
+using OptionTexts = std::map<std::string, std::string>;  // section.key -> value
+
+/// Of INI text as OptionTable::canonical_text() writes it.
+OptionTexts parse_options(const std::string& ini) {
+  constexpr std::string_view kEquals = " = ";
+  std::istringstream lines(ini);
+  OptionTexts options;
+  std::string section;
+  for (std::string line; std::getline(lines, line);) {
+    if (line.starts_with('[')) {
+      section = line.substr(1, line.find(']') - 1) + ".";
+    } else if (const auto equals = line.find(kEquals); equals != std::string::npos) {
+      options[section + line.substr(0, equals)] = line.substr(equals + kEquals.size());
     }
-    return lines;
-  };
-  const auto stored_lines = lines_of(stored);
-  const auto now_lines = lines_of(now);
-  std::string text;
-  for (const auto& line : stored_lines) {
-    text += now_lines.contains(line) ? "" : fmt::format("\n  checkpoint: {}", line);
   }
-  for (const auto& line : now_lines) {
-    text += stored_lines.contains(line) ? "" : fmt::format("\n  now:        {}", line);
+  return options;
+}
+
+/// Each option that differs, on a line of its own. One that is not `stored` was added since the checkpoint was made,
+/// when all was as its default has it.
+std::string describe_differences(const OptionTexts& stored, const OptionTexts& now, const OptionTexts& defaults) {
+  const auto find = [](const OptionTexts& options, const std::string& key) {
+    const auto found = options.find(key);
+    return found == options.end() ? std::nullopt : std::optional(found->second);
+  };
+  const auto shown = [](const std::optional<std::string>& value) {
+    return !value ? "absent" : value->empty() ? "empty" : *value;
+  };
+  auto keys = stored;
+  keys.insert(now.begin(), now.end());
+  std::string text;
+  for (const auto& [key, ignored] : keys) {
+    const auto before = find(stored, key);
+    const auto after = find(now, key);
+    if (after != before && (before || after != find(defaults, key))) {
+      text += fmt::format("\n  {}: {} in the checkpoint, {} now", key, shown(before), shown(after));
+    }
   }
   return text;
 }
@@ -88,7 +110,7 @@ void Trainer::save(std::int64_t steps_done) {
 
 void Trainer::refuse_used_folder() {
   if (dist::agree_any(worker_.control(), !store_->steps().empty())) {
-    throw ConfigError(
+    dist::throw_agreed<ConfigError>(
         fmt::format("checkpoint.resume=never: expected a run folder without checkpoints, found some in {}; choose "
                     "another run.folder or resume=auto",
                     folder_.checkpoints().string()));
@@ -97,16 +119,18 @@ void Trainer::refuse_used_folder() {
 
 void Trainer::require_same_run(const checkpoint::LoadedCheckpoint& loaded) const {
   const auto& state = loaded.state();
-  const auto stored_options = state.value("options", std::string());
-  if (stored_options != config_.numeric_options) {
-    throw ConfigError(
+  const auto differences =
+      describe_differences(parse_options(state.value("options", std::string())), parse_options(config_.numeric_options),
+                           parse_options(config_.default_options));
+  if (!differences.empty()) {
+    dist::throw_agreed<ConfigError>(
         fmt::format("{}: the checkpoint was made with other options; give these back, or choose another run.folder:{}",
-                    loaded.folder().string(), describe_difference(stored_options, config_.numeric_options)));
+                    loaded.folder().string(), differences));
   }
   const auto require_same = [&](const char* key, const std::string& now, const char* what, const char* option) {
     const auto stored = state.value(key, std::string());
     if (stored != now) {
-      throw ConfigError(
+      dist::throw_agreed<ConfigError>(
           fmt::format("{}: the checkpoint was made with another {}; expected {}, found {}; give that one back as {}, "
                       "or choose another run.folder",
                       loaded.folder().string(), what, stored, now, option));
@@ -156,7 +180,7 @@ void Trainer::resume() {
   const auto loaded = store_->load_latest();
   if (!loaded) {
     if (mode == "must") {
-      throw ConfigError(
+      dist::throw_agreed<ConfigError>(
           fmt::format("checkpoint.resume=must: expected a good checkpoint in {}, found none; give the run.folder of "
                       "the run to go on with, or start anew with resume=auto",
                       folder_.checkpoints().string()));
@@ -168,9 +192,6 @@ void Trainer::resume() {
   start_step_ = loaded->step();
   last_checkpoint_ = loaded->folder();
   last_saved_step_ = start_step_;
-  if (is_writer()) {
-    folder_.truncate_metrics(start_step_);
-  }
   log_info("checkpoint", "resumed from {} at step {} of {}", loaded->folder().string(), start_step_, num_steps());
 }
 

@@ -12,6 +12,7 @@
 #include "common/check.h"
 #include "common/error.h"
 #include "dist/agree.h"
+#include "model/loss.h"
 #include "train/task.h"
 
 namespace espalier::train {
@@ -26,6 +27,17 @@ std::int64_t count_targets(const data::DatasetInfo& info, const data::GlobalBatc
     }
   }
   return count;
+}
+
+/// Tokens that the model attends to, in its input and in the text that it learns to write. Of images, patches.
+std::int64_t count_tokens(const MicroBatch& micro_batch, data::TaskKind task) {
+  const auto& [index, inputs, shape] = micro_batch;
+  const auto mask = inputs.find("attention_mask");
+  if (mask == inputs.end()) {
+    return shape.rows * shape.tokens;
+  }
+  const auto targets = task == data::TaskKind::kSeq2Seq ? model::count_targets(inputs.at("labels"), false) : 0;
+  return mask->second.sum().item<std::int64_t>() + shape.rows * shape.visual_tokens + targets;
 }
 
 }  // namespace
@@ -92,7 +104,7 @@ TrainingStep::TrainingStep(const Config& config, Worker& worker, std::vector<Obj
     const auto* of_stages = counts.const_data_ptr<std::int64_t>() + static_cast<std::int64_t>(k) * place.num_stages;
     tensors_of_stage_.emplace_back(of_stages, of_stages + place.num_stages);
     if (std::accumulate(of_stages, of_stages + place.num_stages, std::int64_t{0}) == 0) {
-      throw ConfigError(
+      dist::throw_agreed<ConfigError>(
           fmt::format("peft.method={}: expected something to train, found nothing: a language model has no head of the "
                       "task's; choose another method",
                       worker.method().name()));
@@ -136,7 +148,7 @@ void TrainingStep::check_gradient_flow(const std::vector<int>& contributions, bo
                                           "gradient flow: expected a gradient for every trained tensor in the first "
                                           "step, found none for {} of {}: {}",
                                           missing.size(), active_.size(), fmt::join(missing, ", "));
-  dist::require_all(worker_.control(), text, static_cast<int>(ExitCode::kInternal), "gradient-flow check");
+  dist::require_all(worker_.control(), text, ExitCode::kInternal, "gradient-flow check");
 }
 
 std::vector<MicroBatch> TrainingStep::make_micro_batches(const data::GlobalBatch& batch, const data::Split& split,
@@ -153,8 +165,13 @@ std::vector<at::Tensor> TrainingStep::run_batch(std::int64_t step, const data::G
                                                 const data::Split& split, const std::vector<MicroBatch>& micro_batches,
                                                 dist::MicroBatchRange range, bool checks_flow, Losses& losses) {
   std::vector<std::int64_t> num_targets;
+  std::vector<double> gradient_scales;
   for (const auto& objective : objectives_) {
-    num_targets.push_back(count_targets(objective.data(), batch, split, config_.data.max_length));
+    num_targets.push_back(count_targets(objective.data(), batch, split, config_.data.row_limit()));
+    // Of a logit, where neither what is predicted nor what is wanted is above 1.
+    const double largest =
+        1 / static_cast<double>(num_targets.back()) + objective.distill_weight() / static_cast<double>(batch.num_rows);
+    gradient_scales.push_back(gradient_scale(worker_.slice().options().compute_type, largest));
   }
   const auto loss = [&](std::size_t k, const at::Tensor& logits, const model::NamedTensors& inputs) {
     const auto& info = objectives_[k].data();
@@ -167,13 +184,15 @@ std::vector<at::Tensor> TrainingStep::run_batch(std::int64_t step, const data::G
   sync_->begin(static_cast<int>(batch.micro_batches.size()), range);
   const RandomKey key{config_.seed, static_cast<std::uint64_t>(step), 0};
   losses = worker_.executor().train_step(
-      config_.schedule, micro_batches, key, loss, [&](int m, int index, at::Tensor gradient) {
+      config_.schedule, micro_batches, key, loss,
+      [&](int m, int index, at::Tensor gradient) {
         const int active = active_index_[static_cast<std::size_t>(index)];
         if (active >= 0) {
           contributions[static_cast<std::size_t>(active)] += gradient.defined() ? 1 : 0;
           sync_->ready(active, m, std::move(gradient));
         }
-      });
+      },
+      /*is_training=*/true, gradient_scales);
   auto sums = sync_->finish();
   if (checks_flow) {
     check_gradient_flow(contributions, range.size() > 0);
@@ -198,7 +217,7 @@ void TrainingStep::fill(Exchange& exchange, const std::vector<MicroBatch>& micro
   for (const auto& micro_batch : micro_batches) {
     // Every stage has them.
     exchange.tokens() +=
-        place.is_first_stage() ? static_cast<double>(micro_batch.shape.rows * micro_batch.shape.tokens) : 0;
+        place.is_first_stage() ? static_cast<double>(count_tokens(micro_batch, objectives_.front().data().task)) : 0;
   }
   for (std::size_t i = 0; i < losses.size(); ++i) {
     for (std::size_t k = 0; k < objectives_.size(); ++k) {
@@ -234,7 +253,7 @@ std::vector<StepReport::OfObjective> TrainingStep::update(std::int64_t step, Exc
 }
 
 StepReport TrainingStep::run(std::int64_t step, const data::GlobalBatch& batch, const data::Split& split,
-                             bool stop_requested, bool checks_flow) {
+                             const std::atomic<bool>& stop_requested, bool checks_flow) {
   const auto& place = worker_.place();
   const auto num_micro_batches = static_cast<int>(batch.micro_batches.size());
   const auto range = dist::plan_micro_batches(num_micro_batches, place.num_replicas, place.replica_index);
@@ -243,8 +262,8 @@ StepReport TrainingStep::run(std::int64_t step, const data::GlobalBatch& batch, 
   auto gradients = share_out(run_batch(step, batch, split, micro_batches, range, checks_flow, losses));
 
   Exchange exchange(num_micro_batches, tensors_of_stage_);
-  exchange.stop() = stop_requested ? 1 : 0;
   fill(exchange, micro_batches, losses, gradients);
+  exchange.stop() = stop_requested ? 1 : 0;
   worker_.control().all_reduce(exchange.values()).wait();
 
   return {.objectives = update(step, exchange, gradients),

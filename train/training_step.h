@@ -3,6 +3,7 @@
 // exchange of everything that could differ between ranks, clipping and update of each objective by itself.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -27,8 +28,8 @@ struct StepReport {
   std::vector<OfObjective> objectives = {};
   std::int64_t epoch = 0;
   std::int64_t rows = 0;
-  std::int64_t tokens = 0;
-  bool stop_requested = false;
+  std::int64_t tokens = 0;      ///< without padding; of images, patches
+  bool stop_requested = false;  ///< on any rank
 };
 
 class TrainingStep {
@@ -40,15 +41,17 @@ class TrainingStep {
     dist::ScheduleKind schedule = dist::ScheduleKind::k1F1B;
     std::int64_t num_steps = 0;  ///< of the whole run, for the learning rates
   };
-  /// Owns: nothing; worker and objectives outlive it.  Throws: ConfigError when nothing trains.
-  /// Collective: every rank.
+  /// Collective: every rank.  Owns: nothing; worker and objectives outlive it.
+  /// Throws: ConfigError on every rank when an objective trains nothing.
   TrainingStep(const Config& config, Worker& worker, std::vector<ObjectiveState>& objectives);
 
-  /// Updates every objective that is training and whose loss and norm are finite. `checks_flow`: every trained tensor
-  /// must get a gradient. Throws: InternalError naming those without.
+  /// Updates every objective that is training and whose loss and norm are finite; what is not finite is reported, not
+  /// thrown. `stop_requested` is read last, when the ranks exchange what they know: a signal costs no further step.
+  /// `checks_flow`: every trained tensor must get a gradient.
   /// Collective: every rank, with the same batch.
-  StepReport run(std::int64_t step, const data::GlobalBatch& batch, const data::Split& split, bool stop_requested,
-                 bool checks_flow);
+  /// Throws: InternalError on every rank, naming the tensors without; else as StageExecutor.
+  StepReport run(std::int64_t step, const data::GlobalBatch& batch, const data::Split& split,
+                 const std::atomic<bool>& stop_requested, bool checks_flow);
 
   /// Bytes of the gradients of all objectives.
   [[nodiscard]] std::int64_t gradient_bytes() const;

@@ -105,7 +105,7 @@ MicroBatch make_micro_batch(const model::Backbone& backbone, int index, model::N
 MicroBatch make_micro_batch(const model::Backbone& backbone, int index, const data::Split& split,
                             const std::vector<std::int64_t>& rows, const data::DataConfig& config) {
   return make_micro_batch(backbone, index,
-                          split.collate(rows, config.max_length, config.pad_multiple, config.fixed_length));
+                          split.collate(rows, config.row_limit(), config.pad_multiple, config.fixed_length));
 }
 
 std::vector<data::DatasetInfo> Worker::datasets() const {

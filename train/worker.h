@@ -39,9 +39,9 @@ struct WorkerConfig {
 /// The weights that the options name. Throws: ConfigError naming file and tensor.
 std::unique_ptr<model::WeightSource> open_weights(const ModelConfig& config, const model::Backbone& backbone);
 
-/// Collated host tensors with the shape that carries are planned from.
+/// Collated host tensors with the shape that carries are planned from (complete_decoder_inputs(), batch_shape()).
 MicroBatch make_micro_batch(const model::Backbone& backbone, int index, model::NamedTensors inputs);
-/// Rows of a split, collated as the options say: how a dataset gets to the executor.
+/// Rows of a split, collated as the options say: how a dataset gets to the executor. Throws: as Split::collate().
 MicroBatch make_micro_batch(const model::Backbone& backbone, int index, const data::Split& split,
                             const std::vector<std::int64_t>& rows, const data::DataConfig& config);
 
@@ -53,7 +53,9 @@ struct ParameterCount {
 
 class Worker {
  public:
-  /// Collective: every rank.  Throws: ConfigError.
+  /// Collective: every rank.  Owns: nothing of `ranks`, whose communicators outlive it.
+  /// Throws: ConfigError for a layout, model folder, method or device that does not fit, IoError from the weights'
+  /// files; maybe on one rank alone.
   Worker(const WorkerConfig& config, const Ranks& ranks);
 
   [[nodiscard]] dist::Mesh& mesh() { return mesh_; }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the planning of every family needs: adding layers to the chain, reading the keys that all configs share.
+// What the planning of every family needs: adding layers to the chain, reading the keys that all configs share. What is
+// refused throws ConfigError by file and key.
 #pragma once
 
 #include <string>
@@ -27,6 +28,7 @@ std::int64_t read_head_width(const ConfigFile& config, std::int64_t width, std::
 std::int64_t read_num_labels(const ConfigFile& config, const HeadRequest& request);
 /// Refuses `key` unless it is absent or says `only`.
 void expect_text(const ConfigFile& config, const std::string& key, const std::string& only);
+/// The same of a flag; `why` ends the message.
 void expect_flag(const ConfigFile& config, const std::string& key, bool only, const std::string& why);
 /// Refuses quantised and pruned folders.
 void refuse_altered_weights(const ConfigFile& config);

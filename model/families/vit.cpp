@@ -55,12 +55,12 @@ Backbone plan_vit(const ConfigFile& config, const HeadRequest& request) {
   block.attention_dropout = config.probability_or("attention_probs_dropout_prob", 0);
 
   PatchEmbeddingSpec patches;
-  patches.height = patches.image_width = config.integer_or("image_size", 1, 224);
+  patches.image_size = config.integer_or("image_size", 1, 224);
   patches.patch_size = config.integer_or("patch_size", 1, 16);
   patches.num_channels = config.integer_or("num_channels", 1, 3);
   patches.width = block.width;
   patches.dropout = block.hidden_dropout;
-  if (patches.height < patches.patch_size) config.refuse("patch_size", "at most image_size");
+  if (patches.image_size < patches.patch_size) config.refuse("patch_size", "at most image_size");
 
   Backbone backbone;
   backbone.family = std::make_shared<Family>(vit_names());

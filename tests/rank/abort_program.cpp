@@ -44,7 +44,7 @@ void run(espalier::dist::Communicator& world, int failing_rank, const std::strin
     std::ofstream(stamp_file) << "failed now";
   }
   if (cause == "agreed") {
-    espalier::dist::require_all(world, fails ? "the cause is agreed" : "", fails ? 5 : 0, "checkpoint");
+    espalier::dist::require_all(world, fails ? "the cause is agreed" : "", espalier::ExitCode::kStorage, "checkpoint");
   } else if (fails) {
     fail(cause);
   }

@@ -109,7 +109,7 @@ TEST(GradientSync, ExactSumsOverProcessesHaveTheBitsOfOneProcess) {
 
 TEST(RequireAll, ThrowsTheLastRanksErrorOnEveryProcess) {
   const bool has_failed = world().rank() == world().num_ranks() - 1;
-  EXPECT_THROW(require_all(world(), has_failed ? "disk full" : "", has_failed ? 5 : 0, "checkpoint"), IoError);
+  EXPECT_THROW(require_all(world(), has_failed ? "disk full" : "", ExitCode::kStorage, "checkpoint"), IoError);
 }
 
 }  // namespace

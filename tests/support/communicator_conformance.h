@@ -49,7 +49,7 @@ inline std::vector<at::Tensor> outputs_for(const Communicator& group, const at::
 constexpr at::ScalarType kSummed[] = {at::kFloat, at::kDouble, at::kInt, at::kLong};
 constexpr at::ScalarType kCarried[] = {at::kFloat, at::kDouble,   at::kInt, at::kLong,
                                        at::kByte,  at::kBFloat16, at::kHalf};
-constexpr Channel kChannels[] = {Channel::kForward, Channel::kBackward, Channel::kSide, Channel::kControl};
+constexpr Channel kChannels[] = {Channel::kForward, Channel::kBackward, Channel::kTied, Channel::kControl};
 
 inline void all_reduce_sums_over_every_rank(Communicator& group, at::Device device) {
   for (const at::ScalarType type : kSummed) {
@@ -261,7 +261,7 @@ inline void the_ledger_counts_what_a_rank_gives(Communicator& group, at::Device 
   group.broadcast(at::ones({7}, device), 0).wait();
   if (has_peers && group.rank() < 2) {
     const at::Tensor message = at::ones({5}, at::TensorOptions(device).dtype(at::kHalf));
-    Work work = group.rank() == 0 ? group.send(message, 1, Channel::kSide) : group.recv(message, 0, Channel::kSide);
+    Work work = group.rank() == 0 ? group.send(message, 1, Channel::kTied) : group.recv(message, 0, Channel::kTied);
     work.wait();
   }
   group.set_ledger(former);

@@ -91,6 +91,7 @@ std::filesystem::path write_tiny_dataset(const TinyDataset& dataset, const std::
     file.write_attribute("/", "pixel_std", std::string("[0.5]"));
   }
   for (const std::string split : {"train", "validation", "test"}) {
+    if (split == "validation" && !dataset.has_validation) continue;
     const auto rows = draw_rows(dataset, split == "train" ? dataset.num_rows : dataset.num_rows / 3, split);
     const auto write = [&](const std::string& name, Hdf5Type type, const auto& values) {
       file.write(split + "/" + name, type, {static_cast<std::int64_t>(values.size())}, values.data());

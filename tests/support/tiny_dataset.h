@@ -14,6 +14,7 @@ struct TinyDataset {
   std::int64_t vocab = 50;
   std::int64_t longest = 20;
   std::int64_t num_labels = 2;
+  bool has_validation = true;
   bool has_score = false;  ///< of classification: a further label column "score", the number that regression has
   bool is_visual = false;  ///< of seq2seq: every row has two images, each of three features of width 6, and boxes
   std::uint64_t seed = 1;

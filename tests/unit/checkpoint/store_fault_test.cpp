@@ -2,6 +2,7 @@
 // Saves that fail or are killed: every rank hears of it, and what was there before is still there.
 #include <csignal>
 #include <mutex>
+#include <new>
 #include <set>
 
 #include <sys/resource.h>
@@ -75,6 +76,27 @@ TEST_P(FailingSave, ThrowsOnEveryRankLeavesTheOlderCheckpointAndCanBeRepeated) {
     store.save(20, mine, {});
   });
   expect_latest_is(root.path(), 20, 2);
+}
+
+TEST(FailingSave, KeepsTheCauseOfAFailureThatIsNotTheFileSystems) {
+  const TemporaryFolder root;
+  run_ranks(2, [&](Communicator& world) {
+    CheckpointStore store(root.path(), world, 0);
+    const auto fail_with = [&](const auto& failure) {
+      store.set_fault_hook([&world, failure](std::string_view action, const fs::path&) {
+        if (action == "write" && world.rank() == 1) throw failure;
+      });
+    };
+    const NamedTensors mine = dealt(all_tensors(1), world.rank(), 2);
+    fail_with(InternalError("a defect"));
+    expect_error<InternalError>([&] { store.save(10, mine, {}); }, {"rank 1", "a defect"});
+    world.barrier();
+    fail_with(std::bad_alloc());
+    expect_error<InternalError>([&] { store.save(10, mine, {}); }, {"rank 1", "bad_alloc"});
+    world.barrier();
+    fail_with(fs::filesystem_error("cannot stat", std::make_error_code(std::errc::io_error)));
+    expect_error<IoError>([&] { store.save(10, mine, {}); }, {"rank 1", "cannot stat"});
+  });
 }
 
 TEST(FailingPrune, IsNoFailureOfTheSave) {

@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <new>
+
 #include "common/error.h"
 #include "temporary_folder.h"
 
@@ -39,12 +41,14 @@ TEST(Error, KnowsTheExitCodeOfItsCause) {
   EXPECT_EQ(CommError("").exit_code(), ExitCode::kComm);
   EXPECT_EQ(IoError("").exit_code(), ExitCode::kStorage);
   EXPECT_EQ(InternalError("").exit_code(), ExitCode::kInternal);
+  EXPECT_EQ(exit_code_of(IoError("")), ExitCode::kStorage);
+  EXPECT_EQ(exit_code_of(std::bad_alloc()), ExitCode::kInternal);
   // The numbers are a promise to scripts.
   EXPECT_EQ(static_cast<int>(ExitCode::kConfig), 2);
   EXPECT_EQ(static_cast<int>(ExitCode::kNumeric), 3);
   EXPECT_EQ(static_cast<int>(ExitCode::kComm), 4);
   EXPECT_EQ(static_cast<int>(ExitCode::kStorage), 5);
-  EXPECT_EQ(static_cast<int>(StopRequest("").exit_code()), 75);
+  EXPECT_EQ(static_cast<int>(ExitCode::kStopped), 75);
 }
 
 }  // namespace

@@ -4,6 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <iterator>
+
 #include "common/error.h"
 #include "temporary_folder.h"
 
@@ -57,6 +60,17 @@ TEST(DurableFile, LeavesNoTemporaryWhenTheRenameFails) {
   std::filesystem::create_directories(folder / "taken/inside");
   EXPECT_THAT(message_of<IoError>([&] { write_file_durably(folder / "taken", "x"); }), HasSubstr("cannot rename"));
   EXPECT_EQ(folder.num_entries(), 1u);
+}
+
+TEST(DurableFile, MakesAFolderAndThoseAboveIt) {
+  const TemporaryFolder folder;
+  make_folder_durably(folder / "a/b/c");
+  make_folder_durably(folder / "a/b/c");
+  make_folder_durably(folder / "a/b/d/");
+  write_file_durably(folder / "a/b/file", "x");
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder / "a/b"), {}), 3);
+  EXPECT_THAT(message_of<IoError>([&] { make_folder_durably(folder / "a/b/file/e"); }),
+              HasSubstr("a/b/file: cannot make the folder: File exists"));
 }
 
 TEST(DurableFile, RenamesFoldersWhole) {

@@ -17,7 +17,7 @@ struct Sample {
   std::uint64_t large = 1;
   double number = 0.1;
   std::string text = "plain";
-  std::filesystem::path path = "some/where";
+  std::string path = "some/where";
   std::vector<std::int64_t> integers;
   std::vector<std::string> texts = {"a", "b"};
 

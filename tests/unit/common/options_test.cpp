@@ -4,7 +4,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "common/durable_file.h"
 #include "common/error.h"
 #include "temporary_folder.h"
 
@@ -23,7 +22,7 @@ struct Sample {
   std::uint64_t seed = 17;
   double learning_rate = 1e-3;
   std::string schedule = "linear";
-  std::filesystem::path model;
+  std::string model;
   std::vector<std::int64_t> layers;
   std::vector<std::string> targets = {"query", "value"};
 };
@@ -199,8 +198,7 @@ TEST_F(OptionTableTest, NothingOnTheCommandLineStaysUnread) {
 }
 
 TEST_F(OptionTableTest, RequiredOptionsAreListedUntilGiven) {
-  std::string task;
-  std::filesystem::path output;
+  std::string task, output;
   table_.add("run.task", task).choices({"a", "b"}).required().help("What to learn.");
   table_.add("run.folder", output).required();
   const auto both = message_of<ConfigError>([&] { table_.check_required(); });
@@ -210,15 +208,6 @@ TEST_F(OptionTableTest, RequiredOptionsAreListedUntilGiven) {
   EXPECT_THAT(one, AllOf(HasSubstr("--run.folder"), Not(HasSubstr("--run.task"))));
   table_.read_flags({"--run.folder=out"});
   EXPECT_NO_THROW(table_.check_required());
-}
-
-TEST_F(OptionTableTest, AMissingFileIsAMistakeInTheConfiguration) {
-  const TemporaryFolder folder;
-  const auto missing = message_of<ConfigError>([&] { table_.read_file(folder / "absent.ini"); });
-  EXPECT_THAT(missing, AllOf(HasSubstr("absent.ini"), HasSubstr("No such file")));
-  write_file_durably(folder / "run.ini", "[train]\nseed = x\n");
-  const auto wrong = message_of<ConfigError>([&] { table_.read_file(folder / "run.ini"); });
-  EXPECT_THAT(wrong, StartsWith((folder / "run.ini").string() + ":2: train.seed: "));
 }
 
 TEST(OptionDeclaration, DefectsOfADeclarationAreFoundAtOnce) {

@@ -139,6 +139,24 @@ TEST_F(DatasetTest, ReadsWhatTheFileSaysOfItself) {
   EXPECT_EQ(dataset.split("train").length(2), 10);
 }
 
+TEST_F(DatasetTest, TakesTheWordOfItsWriterForTheContentAndTheSizeOfTheFile) {
+  const auto write = [](const std::string& digest) {
+    return [digest](Hdf5File& file) { file.write_attribute("/", "content_digest", digest); };
+  };
+  const std::string digest = "sha256:" + std::string(64, 'a');
+  const auto found = open({}, write(digest)).info().content_digest;
+  EXPECT_EQ(found, digest + " (" + std::to_string(std::filesystem::file_size(path_)) + " bytes)");
+
+  StoredFile longer;
+  longer.splits["test"] = {};
+  EXPECT_NE(open(longer, write(digest)).info().content_digest, found);
+  EXPECT_NE(open({}, write("sha256:" + std::string(64, 'b'))).info().content_digest, found);
+  for (const auto* wrong : {"", "sha256:", "aa"}) {
+    expect_refusal({}, {"content_digest", "64 hexadecimal digits"}, write(wrong));
+  }
+  expect_refusal({}, {"content_digest"}, write("sha256:" + std::string(64, 'x')));
+}
+
 TEST_F(DatasetTest, PadsRowsOnTheRightToTheLongestRoundedUp) {
   const Dataset dataset = open({});
   const NamedTensors batch = dataset.split("train").collate({1, 0}, 512, /*pad_multiple=*/3, /*fixed_length=*/0);

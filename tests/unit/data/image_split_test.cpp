@@ -61,6 +61,15 @@ TEST_F(ImageSplitTest, CountsOneTargetAndOneLengthForEveryImage) {
   EXPECT_EQ(split.length(0), split.length(1));
 }
 
+TEST_F(ImageSplitTest, GivesLabelsWithoutPixels) {
+  const Dataset dataset = open(images());
+  const Split& split = dataset.split("train");
+  EXPECT_THAT(values(split.labels("labels")), ElementsAre(1, 0));
+  split.labels("labels").fill_(0);
+  EXPECT_THAT(values(split.labels("labels")), ElementsAre(1, 0)) << "what is given belongs to the caller";
+  EXPECT_THROW((void)split.labels("labels_size"), InternalError);
+}
+
 TEST_F(ImageSplitTest, RefusesPixelsThatAreNotImages) {
   const auto shape = [](const std::vector<std::int64_t>& wrong) {
     return [wrong](PlainFile& file) { file.shapes["pixels"] = wrong; };

@@ -45,7 +45,6 @@ TEST_F(LabelledSplitTest, GivesAZeroOrOneForEveryLabel) {
   EXPECT_TRUE(at::equal(batch.at("labels"), at::tensor({0.0F, 0.0F, 0.0F, 1.0F, 1.0F, 1.0F}).view({3, 2})));
   EXPECT_THAT(values(batch.at("input_ids")), ElementsAre(4, 5, 6, 7, 1, 7, 7, 7, 2, 3, 7, 7));
   EXPECT_EQ(split.num_targets(0, 16), 2);
-  EXPECT_EQ(split.prompt_length(2), 3);
 }
 
 TEST_F(LabelledSplitTest, GivesFurtherColumnsBesideTheLabels) {
@@ -57,6 +56,26 @@ TEST_F(LabelledSplitTest, GivesFurtherColumnsBesideTheLabels) {
   EXPECT_THAT(values(batch.at("labels_size")), ElementsAre(0, 1));
   EXPECT_TRUE(at::equal(batch.at("labels_shade"), at::tensor({2.0F, -1.0F})));
   EXPECT_EQ(dataset.split("train").num_targets(1, 16), 1);
+}
+
+TEST_F(LabelledSplitTest, GivesTheLabelsOfAllRowsAsABatchOfThemWould) {
+  for (const PlainFile& file : {multi_label(), two_columns()}) {
+    const Dataset dataset = open(file);
+    const Split& split = dataset.split("train");
+    for (const auto& [name, expected] : split.collate({0, 1, 2}, 16, 1, 0)) {
+      if (!name.starts_with("labels")) {
+        EXPECT_THROW((void)split.labels(name), InternalError);
+        continue;
+      }
+      const at::Tensor found = split.labels(name);
+      EXPECT_TRUE(at::equal(found, expected)) << name;
+      EXPECT_EQ(found.scalar_type(), expected.scalar_type()) << name;
+    }
+    EXPECT_THROW((void)split.prompt_length(0), InternalError);
+  }
+  const Dataset dataset = open(two_columns());
+  const DatasetInfo info = with_label_column(dataset.info(), "size");
+  EXPECT_THAT(values(dataset.split("train").labels(info.label_tensor)), ElementsAre(2, 1, 0));
 }
 
 TEST_F(LabelledSplitTest, RefusesLabelsThatAreNeitherZeroNorOneByRowAndLabel) {

@@ -213,16 +213,20 @@ TEST(Sampler, RefusesSizesThatContradictEachOther) {
       EXPECT_THAT(error.what(), testing::HasSubstr(key));
     }
   };
-  expect_refusal(config_of(0), 10, "data.global_batch_size");
   expect_refusal(config_of(8, 9), 10, "data.micro_batch_size");
-  expect_refusal(config_of(8, -1), 10, "data.micro_batch_size");
   expect_refusal(config_of(8), 0, "data.path");
   DataConfig config = config_of(8);
+  config.max_length = 65;
   config.fixed_length = 64;
   expect_refusal(config, 10, "data.fixed_length");
   config = config_of(8, 0, true);
   config.shuffle = false;
   expect_refusal(config, 10, "data.group_by_length");
+}
+
+TEST(Sampler, TakesNoSizesThatTheOptionsWouldNot) {
+  EXPECT_THROW(Sampler(10, 0, config_of(0), length_of), InternalError);
+  EXPECT_THROW(Sampler(10, 0, config_of(8, -1), length_of), InternalError);
 }
 
 TEST(SequentialBatches, CoverTheRowsInOrder) {
@@ -241,8 +245,8 @@ TEST(DataOptions, AreReadAndBoundedByTheTable) {
   EXPECT_EQ(config.global_batch_size, 12);
   EXPECT_EQ(config.micro_batch_size, 3);
   EXPECT_TRUE(config.group_by_length);
-  for (const char* text :
-       {"[data]\nglobal_batch_size = 0\n", "[data]\npad_multiple = 0\n", "[data]\nfixed_length = -1\n"}) {
+  for (const char* text : {"[data]\nglobal_batch_size = 0\n", "[data]\nmicro_batch_size = -1\n",
+                           "[data]\nmax_length = -1\n", "[data]\npad_multiple = 0\n", "[data]\nfixed_length = -1\n"}) {
     EXPECT_THROW(table.read_text(text, "run.ini"), ConfigError) << text;
   }
 }

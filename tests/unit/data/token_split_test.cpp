@@ -95,6 +95,21 @@ TEST_F(TokenSplitTest, CausalLabelsAreTheInputsAfterThePrompt) {
                                                       6, 8, 9, -100, -100, -100, -100, -100));
   EXPECT_EQ(split.length(2), 4);
   EXPECT_EQ(split.prompt_length(0), 2);
+  EXPECT_THROW((void)split.labels("labels"), InternalError);
+}
+
+TEST_F(TokenSplitTest, GenerationGoesOnFromTheWholeRowWhereThereIsNoPrompt) {
+  PlainFile blocks = causal();
+  blocks.train["prompt_lengths"] = Ints{0, 0, 0};
+  const Dataset dataset = open(blocks), mixed = open(causal());
+  for (std::int64_t row = 0; row < 3; ++row) {
+    const Split& split = dataset.split("train");
+    EXPECT_EQ(split.prompt_length(row), split.length(row));
+    // The loss counts such a row from its start.
+    EXPECT_EQ(split.num_targets(row, 16), split.length(row) - 1);
+  }
+  EXPECT_EQ(mixed.split("train").prompt_length(1), 3);
+  EXPECT_EQ(mixed.split("train").prompt_length(2), 3);
 }
 
 TEST_F(TokenSplitTest, TheLossMaskDecidesWhereThereIsOne) {
@@ -139,7 +154,7 @@ TEST_F(TokenSplitTest, AQuestionKeepsItsChoicesInOneMicroBatch) {
   EXPECT_THAT(values(batch.at("labels").select(0, 2).contiguous()), ElementsAre(-100, 11, 12, -100));
   EXPECT_EQ(split.num_targets(0, 16), 3);
   EXPECT_EQ(split.num_targets(1, 16), 2);
-  EXPECT_EQ(split.prompt_length(1), 1);
+  EXPECT_THROW((void)split.prompt_length(1), InternalError);
 }
 
 TEST_F(TokenSplitTest, AChoiceIsNeverCut) {

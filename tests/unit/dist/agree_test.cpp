@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <new>
+
 #include "common/error.h"
 #include "dist/abort.h"
 #include "dist/solo_communicator.h"
@@ -40,10 +42,10 @@ TEST(RequireEqual, ThrowsOnEveryRankAndNamesTheRanksThatDiffer) {
 
 TEST(RequireAll, ThrowsTheFailingRanksErrorOnEveryRank) {
   run_ranks(3, [](Communicator& world) {
-    require_all(world, "", 0, "checkpoint");
+    require_all(world, "", ExitCode::kStorage, "checkpoint");
     try {
       const bool has_failed = world.rank() >= 1;
-      require_all(world, has_failed ? "disk full on " + std::to_string(world.rank()) : "", has_failed ? 5 : 0,
+      require_all(world, has_failed ? "disk full on " + std::to_string(world.rank()) : "", ExitCode::kStorage,
                   "checkpoint");
       ADD_FAILURE() << "rank " << world.rank() << " did not throw";
     } catch (const IoError& error) {
@@ -55,13 +57,12 @@ TEST(RequireAll, ThrowsTheFailingRanksErrorOnEveryRank) {
 
 TEST(RequireAll, KeepsEveryExitCodeAndNeverTakesAFailureForSuccess) {
   SoloCommunicator world;
-  for (const auto& [given, kept] : {std::pair(0, 1), {1, 1}, {2, 2}, {3, 3}, {4, 4}, {5, 5}, {75, 75}, {99, 1}}) {
+  for (const auto& [given, kept] : {std::pair(0, 1), {1, 1}, {2, 2}, {3, 3}, {4, 4}, {5, 5}, {75, 1}}) {
     try {
-      require_all(world, "lost", given, "it");
+      require_all(world, "lost", static_cast<ExitCode>(given), "it");
       ADD_FAILURE() << given;
     } catch (const Error& error) {
       EXPECT_EQ(static_cast<int>(error.exit_code()), kept);
-      EXPECT_EQ(exit_code_of(error), kept);
     }
   }
 }
@@ -91,6 +92,22 @@ TEST(Together, GivesAForeignExceptionTheCodeThatTheCallerNames) {
   EXPECT_THROW(together(world, "computing", fail), InternalError);
 }
 
+TEST(Together, TakesALackOfMemoryForNoFailureOfTheDisk) {
+  SoloCommunicator world;
+  const auto fail = [] { throw std::bad_alloc(); };
+  EXPECT_THROW(together(world, "writing", fail, ExitCode::kStorage), InternalError);
+}
+
+TEST(ThrowAgreed, MarksAnErrorOfItsOwnType) {
+  try {
+    throw_agreed<NumericError>("not finite");
+  } catch (const NumericError& error) {
+    EXPECT_STREQ(error.what(), "not finite");
+    EXPECT_EQ(error.exit_code(), ExitCode::kNumeric);
+    EXPECT_NE(dynamic_cast<const Agreed*>(&error), nullptr);
+  }
+}
+
 TEST(BroadcastText, CarriesAnyBytesFromAnyRoot) {
   run_ranks(3, [](Communicator& world) {
     for (int root = 0; root < 3; ++root) {
@@ -99,10 +116,6 @@ TEST(BroadcastText, CarriesAnyBytesFromAnyRoot) {
     }
     EXPECT_EQ(broadcast_text(world, world.rank() == 0 ? "" : "full"), "");
   });
-}
-
-TEST(ExitCodeOf, IsInternalForAForeignException) {
-  EXPECT_EQ(exit_code_of(std::bad_alloc()), 1);
 }
 
 TEST(AbortJobDeathTest, LogsOneLineThatNamesRankCauseAndCode) {

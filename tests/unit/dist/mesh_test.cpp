@@ -8,6 +8,7 @@
 #include <set>
 
 #include "common/error.h"
+#include "dist/agree.h"
 #include "dist/thread_communicator.h"
 
 namespace espalier::dist {
@@ -42,6 +43,7 @@ TEST(PlanMesh, RefusesALayoutThatDoesNotFitAndListsThoseThatDo) {
     } catch (const ConfigError& error) {
       EXPECT_THAT(error.what(), HasSubstr("expected a product of 6"));
       EXPECT_THAT(error.what(), HasSubstr("1x6, 2x3, 3x2, 6x1"));
+      EXPECT_NE(dynamic_cast<const Agreed*>(&error), nullptr) << "every rank throws it: one speaks for all";
     }
   }
 }

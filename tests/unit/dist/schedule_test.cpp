@@ -161,8 +161,8 @@ TEST(Schedule, NoPlanDeadlocksAndEveryBoundIsMet) {
       for (int num_stages = 1; num_stages <= 8; ++num_stages) {
         for (int num_micro_batches = 0; num_micro_batches <= 32; ++num_micro_batches) {
           ASSERT_EQ(Simulation(kind, num_stages, num_micro_batches, rule).run(), "")
-              << to_string(kind) << ", " << num_stages << " stages, " << num_micro_batches << " micro-batches, rule "
-              << static_cast<int>(rule);
+              << "schedule " << static_cast<int>(kind) << ", " << num_stages << " stages, " << num_micro_batches
+              << " micro-batches, rule " << static_cast<int>(rule);
         }
       }
     }
@@ -200,10 +200,9 @@ TEST(Schedule, TheLastStageOf1F1BAlternates) {
   EXPECT_EQ(plan_schedule(ScheduleKind::k1F1B, 3, 2, 2), expected);
 }
 
-TEST(Schedule, NamesGoBothWaysAndAnUnknownOneIsRefusedWithTheKnownOnes) {
-  for (const ScheduleKind kind : kKinds) {
-    EXPECT_EQ(schedule_kind_from(to_string(kind)), kind);
-  }
+TEST(Schedule, HasANameAndAnUnknownOneIsRefusedWithTheKnownOnes) {
+  EXPECT_EQ(schedule_kind_from("1f1b"), ScheduleKind::k1F1B);
+  EXPECT_EQ(schedule_kind_from("gpipe"), ScheduleKind::kGPipe);
   try {
     (void)schedule_kind_from("zigzag");
     ADD_FAILURE();

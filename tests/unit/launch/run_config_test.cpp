@@ -16,11 +16,11 @@ TEST(RunConfig, FlagsOverrideTheFileThatConfigNames) {
   RunConfig run;
   OptionTable table;
   describe(table, run);
-  read_arguments(table, {"--config", "a.ini", "--optimizer.learning_rate=0.5"},
+  read_arguments(table, table, {"--config", "a.ini", "--optimizer.learning_rate=0.5"},
                  [](const std::string&) { return "[optimizer]\nlearning_rate = 0.25\n[train]\nepochs = 9\n"; });
   EXPECT_EQ(run.optimizer.learning_rate, 0.5);
   EXPECT_EQ(run.train.epochs, 9);
-  EXPECT_THROW(read_arguments(table, {"--config"}, nullptr), ConfigError);
+  EXPECT_THROW(read_arguments(table, table, {"--config"}, nullptr), ConfigError);
 }
 
 TEST(RunConfig, TheLayoutIsNoNumericOption) {

@@ -319,6 +319,73 @@ TEST(Attention, KeepsOneNumberPerRowForTheBackwardAndNoScores) {
   }
 }
 
+/// With another number of padded keys in every batch.
+Inputs make_padded(const Case& c) {
+  Inputs in = make_inputs(c);
+  Case keys = c;
+  keys.bias = BiasKind::kKeyMask;
+  in.options.key_bias = make_bias(keys).to(c.type);
+  return in;
+}
+
+TEST(Attention, AddsTheKeyBiasToThePositionsForEveryType) {
+  for (const at::ScalarType type : {at::kFloat, at::kDouble}) {
+    for (const BiasKind bias : {BiasKind::kNone, BiasKind::kPosition, BiasKind::kTrainedPosition}) {
+      for (const double probability : {0.0, 0.2}) {
+        for (const bool is_causal : {false, true}) {
+          const Case c{3, 2, 7, 7, 4, bias, probability, is_causal, type};
+          const Inputs in = make_padded(c);
+          const auto found = run(attention, in), expected = run(attention_reference, in_double(in));
+          ASSERT_EQ(found.size(), expected.size());
+          for (std::size_t i = 0; i < found.size(); ++i) {
+            EXPECT_LT(largest_error(found[i], expected[i]), 2e-6) << c << " result " << i;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Attention, PiecesOfEverySizeAddTheKeyBias) {
+  const Inputs in = make_padded({3, 4, 5, 6, 4, BiasKind::kTrainedPosition, 0.3, false, at::kDouble});
+  const auto expected = run(attention_reference, in);
+  const at::NoGradGuard no_grad;
+  for (const std::int64_t piece_elements : {1, 20, 70, 250, 1000}) {
+    const auto [out, log_sum_exp] = attention_forward_in_pieces(in.q, in.k, in.v, in.bias, in.options, piece_elements);
+    EXPECT_LT(largest_error(out, expected[0]), 2e-7) << piece_elements;
+    const AttentionGradients gradients =
+        attention_backward_in_pieces(in.q, in.k, in.v, in.bias, in.options, log_sum_exp, in.grad,
+                                     /*is_bias_wanted=*/true, piece_elements);
+    EXPECT_LT(largest_error(gradients.q, expected[1]), 2e-7) << piece_elements;
+    EXPECT_EQ(gradients.bias.sizes(), in.bias.sizes());
+    EXPECT_LT(largest_error(gradients.bias, expected[4]), 2e-7) << piece_elements;
+  }
+}
+
+TEST(Attention, KeepsNoSumOfItsTwoBiases) {
+  install_counting_allocator();
+  constexpr std::int64_t kTokens = 256, kHeads = 3, kBatch = 2;
+  for (const at::ScalarType type : {at::kFloat, at::kDouble}) {
+    const Inputs in = make_padded({kBatch, kHeads, kTokens, kTokens, 4, BiasKind::kTrainedPosition, 0.1, false, type});
+    const std::int64_t before = allocated_bytes().current;
+    at::Tensor out = attention(in.q, in.k, in.v, in.bias, in.options);
+    out = out.sum();
+    const std::int64_t statistics = kBatch * kHeads * kTokens * (type == at::kDouble ? 8 : 4);
+    EXPECT_LE(allocated_bytes().current - before, statistics + 64) << type;
+    EXPECT_GT(torch::autograd::grad({out}, {in.bias}).at(0).abs().sum().item<double>(), 0);
+  }
+}
+
+TEST(AttentionReference, KeepsNoDropoutMaskWhereNothingIsDropped) {
+  install_counting_allocator();
+  constexpr std::int64_t kTokens = 256;
+  const Inputs in = make_inputs({1, 2, kTokens, kTokens, 4});
+  const std::int64_t before = allocated_bytes().current;
+  const at::Tensor out = attention_reference(in.q, in.k, in.v, in.bias, in.options).sum();
+  // The weights twice: as the softmax gives them, and with zeros in blind rows.
+  EXPECT_LT(allocated_bytes().current - before, 5 * 2 * kTokens * kTokens * 4 / 2);
+}
+
 TEST(Attention, RunsForwardAndBackwardWithoutAScoreMatrixInMemory) {
   install_counting_allocator();
   constexpr std::int64_t kTokens = 512, kHeads = 3;

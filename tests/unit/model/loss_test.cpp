@@ -66,6 +66,15 @@ TEST(Losses, OfMicroBatchesAddUpToTheMeanOfTheBatch) {
   EXPECT_NEAR(sum, whole, 1e-6);
 }
 
+TEST(Losses, OfABatchWithoutTargetsAreZeroAndHaveNoGradient) {
+  const auto logits = some_logits(6, 4).view({2, 3, 4}).requires_grad_(true);
+  const auto labels = at::full({2, 3}, -100, at::kLong);
+  const auto loss = token_loss(logits, labels, /*is_shifted=*/true, count_targets(labels, /*is_shifted=*/true));
+  EXPECT_EQ(loss.item<float>(), 0);
+  loss.backward();
+  EXPECT_TRUE(at::equal(logits.grad(), at::zeros({2, 3, 4})));
+}
+
 TEST(Losses, AreComputedInFp32) {
   const auto logits = some_logits(4, 1).to(at::kBFloat16);
   const auto wide = regression_loss(logits.to(at::kFloat), at::zeros({4}), 4);

@@ -212,6 +212,35 @@ TEST_F(SliceTest, HoldsATiedWeightOnceInWhateverType) {
   }
 }
 
+TEST_F(SliceTest, TakesTheStoredCopyOfATiedHeadForTheTableItself) {
+  for (const auto* family : {"gpt2", "t5", "bart"}) {
+    SCOPED_TRACE(family);
+    write({.family = family});
+    const auto table = backbone_.family->stored_weight(backbone_.chain.front(), "token.weight").names.front();
+    rewrite([&](auto& tensors) { tensors["lm_head.weight"] = tensors.at(table).clone(); });
+    const auto pointers = [&](const WeightSource& source) {
+      std::map<std::string, const void*> found;
+      StageSlice slice(backbone_, {0, backbone_.num_layers()}, source, {});
+      slice.visit_weights([&](const std::string& name, const at::Tensor& slot, const auto& /*shape*/) {
+        found[name] = slot.const_data_ptr();
+      });
+      return found;
+    };
+    {
+      const Recorder recorder(*weights_);
+      auto found = pointers(recorder);
+      EXPECT_EQ(found.at("head.output.weight"), found.at("embedding.token.weight"));
+      EXPECT_EQ(recorder.taken.count("lm_head.weight"), 1U);
+      found = pointers(recorder);
+      EXPECT_EQ(found.at("head.output.weight"), found.at("embedding.token.weight"));
+      EXPECT_EQ(recorder.taken.count("lm_head.weight"), 1U) << "compared once";
+    }
+    rewrite([](auto& tensors) { tensors["lm_head.weight"][3][2] += 1; });
+    const auto found = pointers(*weights_);
+    EXPECT_NE(found.at("head.output.weight"), found.at("embedding.token.weight")) << "a head of its own";
+  }
+}
+
 TEST_F(SliceTest, DrawsTheSameDropoutAtEveryCut) {
   for (const auto* family : {"bert", "roberta"}) {
     write({.family = family, .num_blocks = 3, .dropout = 0.2, .has_head = true});
@@ -239,6 +268,18 @@ TEST_F(SliceTest, LetsTheShareOfDroppedBranchesGrowWithTheBlock) {
       EXPECT_DOUBLE_EQ(layer->block()->spec().drop_path, 0.15 * static_cast<double>(layer->plan().number));
     }
   }
+}
+
+TEST_F(SliceTest, RefusesADropPathThatDropsNothing) {
+  write({.num_blocks = 1});
+  EXPECT_THAT(message_of<ConfigError>([&] { (void)whole({.drop_path = 0.25}); }),
+              AllOf(HasSubstr("model.drop_path: expected 0"), HasSubstr("found 0.25 and encoder.0 alone")));
+  EXPECT_NO_THROW((void)whole());
+  write({.family = "t5", .num_blocks = 3, .num_decoder_blocks = 1});
+  EXPECT_THAT(message_of<ConfigError>([&] {
+                (void)StageSlice(backbone_, {0, 2}, *weights_, {.drop_path = 0.25});
+              }),
+              HasSubstr("decoder.0 alone"));
 }
 
 TEST_F(SliceTest, NamesEveryTensorThatIsMissingOrHasAnotherShapeOrType) {
@@ -302,7 +343,7 @@ TEST_F(SliceTest, RefusesImagesOfAnotherSizeThanThePositionsAreFor) {
               }),
               AllOf(HasSubstr("[rows, 1, 8, 8]"), HasSubstr("[2, 1, 12, 12]"), HasSubstr("--image-size 8")));
   // A config that asks for more patches than the folder has positions for.
-  backbone_.chain.front().patch_embedding->height = backbone_.chain.front().patch_embedding->image_width = 12;
+  backbone_.chain.front().patch_embedding->image_size = 12;
   EXPECT_THAT(message_of<ConfigError>([&] { (void)whole(); }),
               AllOf(HasSubstr("embeddings.position_embeddings"), HasSubstr("[1, 10, 24]"), HasSubstr("[1, 5, 24]")));
 }
@@ -326,6 +367,48 @@ TEST_F(SliceTest, RefusesMicroBatchesThatTheModelCannotRead) {
                 (void)slice.prepare({{"input_ids", at::zeros({1, 33}, at::kLong)}});
               }),
               AllOf(HasSubstr("at most 32"), HasSubstr("found 33")));
+}
+
+TEST_F(SliceTest, RefusesRowsWithoutTheTokenThatTheHeadReadsOnAnyStage) {
+  write({.family = "bart"});
+  auto ids = at::arange(3, 15, at::kLong).view({2, 6});
+  const auto refused = [&] {
+    const StageSlice first(backbone_, {0, 2}, *weights_, {});
+    NamedTensors tensors{{"input_ids", ids}};
+    complete_decoder_inputs(backbone_, tensors);
+    (void)first.prepare(std::move(tensors));
+  };
+  EXPECT_NO_THROW(refused()) << "a language model reads every token";
+  backbone_ = read_backbone(folder_.path(), {.num_labels = 3, .kind = "pooled"});
+  ids[0][5] = 2;
+  EXPECT_THAT(message_of<ConfigError>(refused), AllOf(HasSubstr("input_ids: expected the end-of-sequence token (2)"),
+                                                      HasSubstr("1 of 2 rows"), HasSubstr("data.max_length")));
+  ids[1][0] = 2;
+  EXPECT_NO_THROW(refused());
+}
+
+TEST_F(SliceTest, RefusesPositionsThatTheModelDoesNotHave) {
+  for (const auto* family : {"gpt2", "llama"}) {
+    SCOPED_TRACE(family);
+    write({.family = family});
+    auto slice = whole();
+    const auto refused = [&](const at::Tensor& positions) {
+      return message_of<ConfigError>([&] {
+        (void)slice.prepare({{"input_ids", at::zeros({2, 6}, at::kLong)}, {"position_ids", positions}});
+      });
+    };
+    const auto last = at::arange(26, 32, at::kLong).unsqueeze(0);
+    EXPECT_NO_THROW(
+        (void)slice.prepare({{"input_ids", at::zeros({2, 6}, at::kLong)}, {"position_ids", last.expand({2, -1})}}));
+    EXPECT_NO_THROW((void)slice.prepare({{"input_ids", at::zeros({2, 6}, at::kLong)}, {"position_ids", last}}));
+    EXPECT_THAT(refused(last + 1), AllOf(HasSubstr("position_ids: expected ids from 0 to 31"), HasSubstr("found 32")));
+    EXPECT_THAT(refused(last - 27), HasSubstr("found -1"));
+    EXPECT_THAT(refused(at::zeros({2, 5}, at::kLong)),
+                AllOf(HasSubstr("position_ids: expected an array [2, 6]"), HasSubstr("found [2, 5]")));
+    EXPECT_THAT(refused(at::zeros({6}, at::kLong)), HasSubstr("found [6]"));
+    slice.set_prompts(4, at::zeros({4, 24}));
+    EXPECT_THAT(refused(last), AllOf(HasSubstr("from 0 to 27"), HasSubstr("found 31"))) << "four stand before them";
+  }
 }
 
 }  // namespace

@@ -207,12 +207,5 @@ TEST(AdapterMethod, RefusesWhatDoesNotFit) {
   EXPECT_THAT(error_of({.placement = "parallel", .cross_attention = true, .rank = 4}), HasSubstr("found parallel"));
 }
 
-TEST(AdapterMethod, TellsItsExportWhatItIs) {
-  const TinyModel tiny = make_tiny({});
-  const auto facts = Stages(tiny, adapter_config("parallel"), 1).methods.front()->describe_export();
-  EXPECT_THAT(facts, ::testing::Contains(::testing::Pair("placement", "\"parallel\"")));
-  EXPECT_THAT(facts, ::testing::Contains(::testing::Pair("rank", "4")));
-}
-
 }  // namespace
 }  // namespace espalier::peft

@@ -2,15 +2,12 @@
 // Gradients of every weight under full fine-tuning equal PyTorch's, on the folders that tools/make_golden.py wrote and
 // on any number of stages; a tied weight's is the sum over its places.
 #include <ATen/ATen.h>
-#include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
-#include <torch/csrc/autograd/autograd.h>
 
 #include <filesystem>
 #include <set>
 
 #include "model/input_names.h"
-#include "model/loss.h"
 #include "model/weight_loader.h"
 #include "stages.h"
 
@@ -21,14 +18,6 @@ constexpr double kTolerance = 1e-4;
 // Of the model's largest gradient. A bias of keys shifts all scores of a query alike: its gradient is zero but for
 // rounding.
 constexpr double kNothing = 1e-6;
-
-at::Tensor loss_of(const model::Backbone& backbone, const at::Tensor& logits, const at::Tensor& labels) {
-  if (!backbone.head().is_language_model) {
-    return model::classification_loss(logits, labels, labels.size(0));
-  }
-  const bool is_shifted = !backbone.is_encoder_decoder();
-  return model::token_loss(logits, labels, is_shifted, model::count_targets(labels, is_shifted));
-}
 
 double largest(const at::Tensor& tensor) {
   return tensor.abs().max().item<double>();
@@ -50,14 +39,7 @@ class GoldenGradients : public testing::TestWithParam<const char*> {
   }
   [[nodiscard]] std::map<std::string, at::Tensor> found_on(int num_stages, const std::string& method) const {
     Stages stages(tiny_, {.method = method}, num_stages);
-    return stages
-        .step(batch_, /*context=*/{},
-              [&](const at::Tensor& logits) {
-                const at::AutoGradMode with_gradient(true);
-                const auto leaf = logits.detach().requires_grad_();
-                return torch::autograd::grad({loss_of(tiny_.backbone, leaf, batch_.at("labels"))}, {leaf}).front();
-              })
-        .gradients;
+    return stages.step(batch_, /*context=*/{}, gradient_of_loss(tiny_.backbone, batch_.at("labels"))).gradients;
   }
 
   TinyModel tiny_;

@@ -183,13 +183,5 @@ TEST(LoraPlan, RefusesARankAboveTheWidthAndTargetsTwiceOrNone) {
   EXPECT_THAT(lora_error({.targets = {}}), HasSubstr("at least one"));
 }
 
-TEST(LoraMethod, TellsItsExportWhatItIs) {
-  const TinyModel tiny = make_tiny({});
-  const auto facts = Stages(tiny, lora_config(), 1).methods.front()->describe_export();
-  EXPECT_THAT(facts, ::testing::Contains(::testing::Pair("rank", "2")));
-  EXPECT_THAT(facts, ::testing::Contains(
-                         ::testing::Pair("targets", R"(["attention.query","attention.value","feed_forward.up"])")));
-}
-
 }  // namespace
 }  // namespace espalier::peft

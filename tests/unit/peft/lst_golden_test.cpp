@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // LST on T5 equals an implementation in plain PyTorch, whose numbers tools/make_golden_lst.py wrote.
 #include <ATen/ATen.h>
-#include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
-#include <torch/csrc/autograd/autograd.h>
 
 #include <array>
 #include <filesystem>
 
-#include "model/loss.h"
 #include "stages.h"
 
 namespace espalier::peft {
@@ -52,13 +49,7 @@ TEST_P(LstGolden, LogitsLossAndGradientsAreThoseOfPyTorch) {
       num_trained += tensor.is_copy ? 0 : 1;
     }
     double loss = 0;
-    const Step found = stages.step(batch, /*context=*/{}, [&](const at::Tensor& logits) {
-      const at::AutoGradMode with_gradient(true);
-      const auto leaf = logits.detach().requires_grad_();
-      const auto value = model::token_loss(leaf, labels, /*is_shifted=*/false, model::count_targets(labels, false));
-      loss = value.item<double>();
-      return torch::autograd::grad({value}, {leaf}).front();
-    });
+    const Step found = stages.step(batch, /*context=*/{}, gradient_of_loss(tiny.backbone, labels, &loss));
     EXPECT_LT(relative_error(found.logits, golden->get(prefix + "logits")), precision.tolerance);
     const double expected_loss = golden->get(prefix + "loss").item<double>();
     EXPECT_NEAR(loss, expected_loss, precision.tolerance * expected_loss);

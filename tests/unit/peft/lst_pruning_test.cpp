@@ -54,12 +54,12 @@ class HandMadeWalk : public ::testing::Test {
   void set(int layer, const std::string& role, const at::Tensor& value) { values_[{layer, role}] = value; }
   [[nodiscard]] at::Tensor get(int layer, const std::string& role) const { return values_.at({layer, role}); }
 
-  [[nodiscard]] std::map<std::uint64_t, PrunedLayer> prune() const {
+  [[nodiscard]] std::map<std::uint64_t, PrunedLayer> prune(const Pruning& pruning = {.reduction = 2}) const {
     const auto read = [this](const model::LayerPlan& layer, const std::string& role) {
       return get(static_cast<int>(layer.index), role);
     };
     Indices kept;
-    return prune_layers(backbone_, {0, backbone_.num_layers()}, {.reduction = 2}, read, read, every_layer, kept);
+    return prune_layers(backbone_, {0, backbone_.num_layers()}, pruning, read, read, every_layer, kept);
   }
 
   void expect_kept(const PrunedLayer& block, int layer, const std::string& linear, const Indices& rows,
@@ -111,6 +111,23 @@ TEST_F(HandMadeWalk, TellsProductsOfTinyWeightsApart) {
     set(1, role, graded({1e-20, 2e-20, 3e-20, 4e-20}, 0));  // a product of three is zero in fp32
   }
   expect_kept(prune().at(1), 1, "attention.query", {2, 3}, {1, 3});
+}
+
+TEST_F(HandMadeWalk, KeepsAsManyRowsOfEveryHeadWhenAsked) {
+  backbone_ = plan_tiny({.width = 4, .num_blocks = 2, .num_heads = 2, .feed_forward_width = 4, .vocab_size = 4});
+  set(1, "attention.value.weight", graded({9, 8, 1, 2}, 0));  // the two largest are those of the first head
+  for (const bool by_head : {false, true}) {
+    SCOPED_TRACE(by_head);
+    const auto pruned = prune({.reduction = 2, .by_head = by_head});
+    const PrunedLayer& block = pruned.at(1);
+    const Indices rows = by_head ? Indices{0, 3} : Indices{0, 1};
+    for (const char* linear : {"attention.query", "attention.key", "attention.value"}) {
+      expect_kept(block, 1, linear, rows, {1, 3});
+    }
+    // Heads are columns of what follows, and none of its rows.
+    expect_kept(block, 1, "attention.output", {0, 2}, rows);
+    expect_kept(block, 1, "feed_forward.up", {1, 2}, {0, 2});
+  }
 }
 
 TEST(PruneLayers, WalksDroppedBlocksToo) {

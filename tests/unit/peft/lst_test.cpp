@@ -149,6 +149,28 @@ TEST(LstNetwork, StartsItsBlocksPrunedOrAtRandom) {
   EXPECT_TRUE(at::equal(random.trained("lst.encoder.1.block.attention.query.bias"), at::zeros({4})));
 }
 
+TEST(LstNetwork, PrunesHeadByHeadWhenAsked) {
+  constexpr std::size_t kBlocks = 12;  // enough that chance does not keep as many of both heads in each
+  const TinyModel tiny = make_tiny({.num_blocks = kBlocks});
+  // Rows of the first of two heads that each block keeps, of four; their biases tell them apart.
+  const auto rows_of_first_head = [&](bool by_head) {
+    MethodConfig config = lst_config();
+    config.lst.prune_by_head = by_head;
+    const Stages stages(tiny, config, 1);
+    std::vector<std::int64_t> counts;
+    for (std::size_t block = 0; block < kBlocks; ++block) {
+      const std::string role = "attention.query.bias";
+      const at::Tensor kept = stages.trained("lst.encoder." + std::to_string(block) + ".block." + role);  // [4]
+      const at::Tensor all = tiny.weights->get(
+          tiny.backbone.family->stored_weight(tiny.backbone.chain[block + 1], role).names.front());  // [16]
+      counts.push_back(kept.unsqueeze(1).eq(all.narrow(0, 0, 8)).any(1).sum().item<std::int64_t>());
+    }
+    return counts;
+  };
+  EXPECT_EQ(rows_of_first_head(true), std::vector<std::int64_t>(kBlocks, 2));
+  EXPECT_NE(rows_of_first_head(false), std::vector<std::int64_t>(kBlocks, 2));
+}
+
 TEST(LstNetwork, GivesADroppedLayerNothingButAnInertGate) {
   const TinyModel tiny = make_tiny({});
   MethodConfig config = lst_config();
@@ -289,15 +311,6 @@ TEST(LstPlan, NamesWhatDoesNotDivideAndWhichLayerIsNotThere) {
   EXPECT_THAT(lst_error({.reduction = 4, .layers = {2, 1}}), HasSubstr("found 1 after 2"));
   EXPECT_THAT(lst_error({.reduction = 4, .layers = {-1}}), HasSubstr("found -1"));
   EXPECT_EQ(lst_error({.reduction = 8}), "");
-}
-
-TEST(LstNetwork, TellsItsExportWhatItIs) {
-  const TinyModel tiny = make_tiny({});
-  MethodConfig config = lst_config();
-  config.lst.layers = {1, 3};
-  const auto facts = Stages(tiny, config, 2).methods.back()->describe_export();
-  EXPECT_THAT(facts, ::testing::Contains(::testing::Pair("layers", "[1,3]")));
-  EXPECT_THAT(facts, ::testing::Contains(::testing::Pair("gate", "\"learned\"")));
 }
 
 }  // namespace

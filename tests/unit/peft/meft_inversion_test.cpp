@@ -19,7 +19,7 @@ TEST(FloatInversion, IsRefusedAboveItsLimit) {
   const TinyModel tiny = make_tiny(of_depth(12));
   Stages stages(tiny, meft(1, {.inversion = "float"}), 1);
   try {
-    static_cast<void>(stages.step(make_batch(), training_context()));
+    static_cast<void>(stages.step(make_batch(), measured_context()));
     ADD_FAILURE() << "12 blocks were inverted in fp32";
   } catch (const NumericError& error) {
     EXPECT_THAT(error.what(), HasSubstr("encoder.0: expected inverted streams with a relative error"));
@@ -31,12 +31,12 @@ TEST(AnchoredInversion, StartsAgainFromEveryAnchor) {
   const TinyModel tiny = make_tiny(of_depth(12));
   const MethodConfig config = meft(1, {.inversion = "anchored", .anchor_layers = 2});
   Stages whole(tiny, config, 1);
-  const Step expected = whole.step(make_batch(), training_context());
+  const Step expected = whole.step(make_batch(), measured_context());
   EXPECT_LT(inversion_error(whole), 1e-4);
   const MethodConfig cached = meft(1, {.reversible_layers = 0, .inversion = "float"});
-  EXPECT_LT(gradient_error(expected, Stages(tiny, cached, 1).step(make_batch(), training_context())), 1e-3);
+  EXPECT_LT(gradient_error(expected, Stages(tiny, cached, 1).step(make_batch(), measured_context())), 1e-3);
   for (const int num_stages : {2, 3, 6}) {
-    expect_same_bits(Stages(tiny, config, num_stages).step(make_batch(), training_context()), expected);
+    expect_same_bits(Stages(tiny, config, num_stages).step(make_batch(), measured_context()), expected);
   }
 }
 
@@ -78,19 +78,26 @@ TEST(InversionCheck, TakesNoOtherBitWhereTheInversionIsExact) {
   EXPECT_THROW(check.compare(found, expected, "encoder.3"), InternalError);
 }
 
-TEST(FloatInversion, MeasuresItsErrorAgainAsTheAdaptersGrow) {
+TEST(FloatInversion, MeasuresItsErrorByStepAndMicroBatchWhateverElseThisProcessRan) {
   const TinyModel tiny = make_tiny(of_depth(2));
   Stages stages(tiny, meft(1, {.inversion = "float", .error_limit = 1e9}), 1);
-  const auto run = [&](int passes) {
-    while (passes-- > 0) static_cast<void>(stages.step(make_batch(), training_context()));
-    return inversion_error(stages);
+  const auto run = [&](std::uint64_t step, std::uint64_t micro_batch) {
+    model::ForwardContext context = training_context();
+    context.key.step = step;
+    context.key.micro_batch = micro_batch;
+    static_cast<void>(stages.step(make_batch(), context));
+    return stages.methods.front()->inversion_error();
   };
-  const double first = run(1);
+  EXPECT_FALSE(run(63, 0).has_value()) << "a resumed process begins anywhere";
+  EXPECT_FALSE(run(64, 1).has_value()) << "another replica has the first micro-batch";
+  const auto first = run(64, 0);
+  ASSERT_TRUE(first.has_value());
   for (const TrainedTensor& tensor : stages.trained()) {
     if (tensor.name.find("adapter") != std::string::npos) tensor.value.detach().mul_(300);
   }
-  EXPECT_EQ(run(255), first);
-  EXPECT_GT(run(1), 2 * first);
+  EXPECT_EQ(run(65, 0), first);
+  EXPECT_EQ(run(128, 3), first);
+  EXPECT_GT(run(128, 0).value(), 2 * *first);
 }
 
 /// The largest error of an inversion of so many blocks.
@@ -99,7 +106,7 @@ double error_of_depth(const TinyModel& tiny, std::int64_t variant, std::int64_t 
   options.reversible_layers = num_reversible;
   options.error_limit = 1e9;
   Stages stages(tiny, meft(variant, options), 1);
-  static_cast<void>(stages.step(make_batch(), training_context()));
+  static_cast<void>(stages.step(make_batch(), measured_context()));
   return inversion_error(stages);
 }
 

@@ -209,6 +209,10 @@ double gradient_error(const Step& found, const Step& expected) {
   return error;
 }
 
+model::ForwardContext measured_context() {
+  return {.is_training = true, .key = {.seed = 5, .step = 64, .micro_batch = 0}};
+}
+
 double inversion_error(const Stages& stages) {
   return dynamic_cast<const MeftMethod&>(*stages.methods.front()).inversion_error().value();
 }

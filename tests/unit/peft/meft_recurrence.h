@@ -25,6 +25,9 @@ void expect_same_bits(const Step& found, const Step& expected);
 /// Largest difference of a gradient, relative to the gradient's largest element.
 double gradient_error(const Step& found, const Step& expected);
 
+/// As training_context(), but of a micro-batch in which an inexact inversion is measured.
+model::ForwardContext measured_context();
+
 /// Largest relative error of the streams of the first stage that were inverted.
 double inversion_error(const Stages& stages);
 

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <nlohmann/json.hpp>
 #include <set>
 
 #include "common/error.h"
@@ -136,6 +137,40 @@ TEST(Methods, SayWhichWayTheirGradientGoes) {
     const Route expected = config.method == "meft" ? Route::kReversible : is_beside ? Route::kBeside : Route::kThrough;
     EXPECT_EQ(stages.methods.front()->route(), expected) << config.method;
     EXPECT_EQ(stages.methods.front()->name(), config.method);
+  }
+}
+
+/// What an export must say of a method on four blocks, at least; null of one that has nothing to say.
+nlohmann::json expected_facts(const MethodConfig& config) {
+  if (config.method == "lst") {
+    const std::vector<std::int64_t> all = {0, 1, 2, 3};
+    return {{"reduction", config.lst.reduction},
+            {"layers", config.lst.layers.empty() ? all : config.lst.layers},
+            {"gate", config.lst.gate}};
+  }
+  if (config.method == "last") return {{"rank", config.last.rank}, {"group_size", config.last.group_size}};
+  if (config.method == "lora") return {{"rank", config.lora.rank}, {"targets", config.lora.targets}};
+  if (config.method == "rosa") return {{"rank", config.rosa.rank}, {"sampling", config.rosa.sampling}};
+  if (config.method == "adapter") return {{"rank", config.adapter.rank}, {"placement", config.adapter.placement}};
+  if (config.method == "prompt") return {{"tokens", config.prompt.tokens}, {"initial", config.prompt.initial}};
+  if (config.method == "meft") return {{"rank", config.meft.rank}, {"variant", config.meft.variant}};
+  return nullptr;
+}
+
+TEST(Methods, TellTheirExportWhatTheyAreOnEveryStage) {
+  const TinyModel tiny = make_tiny({});
+  for (const MethodConfig& config : all_methods()) {
+    SCOPED_TRACE(config.method);
+    const nlohmann::json expected = expected_facts(config);
+    const Stages stages(tiny, config, 2);
+    for (const auto& method : stages.methods) {
+      const nlohmann::json facts = method->describe_export();
+      ASSERT_EQ(facts.is_null(), expected.is_null());
+      for (const auto& [key, value] : expected.items()) EXPECT_EQ(facts.at(key), value) << key;
+      if (config.method == "meft") {
+        EXPECT_EQ(facts.at("factors").value("kind", "none"), config.meft.factors);
+      }
+    }
   }
 }
 

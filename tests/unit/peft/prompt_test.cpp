@@ -4,15 +4,12 @@
 #include "peft/prompt.h"
 
 #include <ATen/ATen.h>
-#include <ATen/core/grad_mode.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <torch/csrc/autograd/autograd.h>
 
 #include <filesystem>
 
 #include "common/error.h"
-#include "model/loss.h"
 #include "stages.h"
 
 namespace espalier::peft {
@@ -47,12 +44,6 @@ model::NamedTensors golden_batch(const std::string& family, const TinyModel& tin
   return batch;
 }
 
-at::Tensor loss_of(const model::Backbone& backbone, const at::Tensor& logits, const at::Tensor& labels) {
-  if (!backbone.head().is_language_model) return model::classification_loss(logits, labels, labels.size(0));
-  const bool is_shifted = !backbone.is_encoder_decoder();
-  return model::token_loss(logits, labels, is_shifted, model::count_targets(labels, is_shifted));
-}
-
 class PromptGolden : public testing::TestWithParam<const char*> {};
 
 TEST_P(PromptGolden, LogitsLossAndGradientAreThoseOfPeftAtEveryCut) {
@@ -66,13 +57,7 @@ TEST_P(PromptGolden, LogitsLossAndGradientAreThoseOfPeftAtEveryCut) {
     const std::string name = "embedding.prompts";
     stages.trained(name).detach().copy_(golden->get(family + ".prompts"));
     double loss = 0;
-    const Step found = stages.step(batch, /*context=*/{}, [&](const at::Tensor& logits) {
-      const at::AutoGradMode with_gradient(true);
-      const auto leaf = logits.detach().requires_grad_();
-      const auto value = loss_of(tiny.backbone, leaf, batch.at("labels"));
-      loss = value.item<double>();
-      return torch::autograd::grad({value}, {leaf}).front();
-    });
+    const Step found = stages.step(batch, /*context=*/{}, gradient_of_loss(tiny.backbone, batch.at("labels"), &loss));
     EXPECT_LT(relative_error(found.logits, golden->get(family + ".logits")), 1e-5);
     EXPECT_NEAR(loss, golden->get(family + ".loss").item<double>(), 1e-5);
     const at::Tensor expected = golden->get(family + ".gradient");
@@ -94,25 +79,28 @@ TEST(PromptMethod, TrainsAVectorOfTheWordsWidthForEachPrompt) {
   EXPECT_EQ(count_trained(prompt_config(7), tiny).head, count_trained({.method = "probe"}, tiny).head);
 }
 
-TEST(PromptMethod, IsWhatWordsInTheSamePlaceWouldBe) {
-  // Prompts that start from words, against rows that begin with those words: positions, types, mask and pooling.
-  const TinyModel tiny = make_tiny({});
+/// make_batch() with the words that `prompts` [N, D] start from in front of every row.
+model::NamedTensors make_longer_batch(const TinyModel& tiny, const at::Tensor& prompts) {
   const at::Tensor table = tiny.weights->get("bert.embeddings.word_embeddings.weight");
-  const auto batch = make_batch();
+  const at::Tensor is_word = prompts.unsqueeze(1).eq(table.unsqueeze(0)).all(-1);  // [N, vocabulary]
+  EXPECT_TRUE(is_word.any(1).all().item<bool>()) << "each starts from a row of the table";
+  auto batch = make_batch();
+  const std::int64_t rows = batch.at("input_ids").size(0), count = prompts.size(0);
+  const at::Tensor words = is_word.to(at::kLong).argmax(1).unsqueeze(0).expand({rows, count});
+  batch["input_ids"] = at::cat({words, batch.at("input_ids")}, 1);
+  batch["attention_mask"] = at::cat({at::ones({rows, count}, at::kLong), batch.at("attention_mask")}, 1);
+  return batch;
+}
+
+TEST(PromptMethod, IsWhatWordsInTheSamePlaceWouldBe) {
+  // Prompts that start from words, against rows that begin with those words: positions, types and mask.
+  const TinyModel tiny = make_tiny({});
   for (const int num_stages : {1, 3}) {
     Stages stages(tiny, prompt_config(3), num_stages);
-    const at::Tensor prompts = stages.trained("embedding.prompts").detach();
-    const at::Tensor is_word = prompts.unsqueeze(1).eq(table.unsqueeze(0)).all(-1);  // [3, vocabulary]
-    EXPECT_TRUE(at::equal(is_word.any(1), at::ones({3}, at::kBool))) << "each starts from a row of the table";
-    const at::Tensor words = is_word.to(at::kLong).argmax(1).unsqueeze(0).expand({3, 3});
-    model::NamedTensors longer = batch;
-    longer["input_ids"] = at::cat({words, batch.at("input_ids")}, 1);
-    longer["attention_mask"] = at::cat({at::ones({3, 3}, at::kLong), batch.at("attention_mask")}, 1);
-    if (batch.contains("token_type_ids")) {
-      longer["token_type_ids"] = at::cat({at::zeros({3, 3}, at::kLong), batch.at("token_type_ids")}, 1);
-    }
-    EXPECT_TRUE(at::equal(stages.evaluate(batch), run_bare(tiny, longer)));
-    EXPECT_FALSE(at::allclose(stages.evaluate(batch), run_bare(tiny, batch), 0, 1e-3));
+    const at::Tensor found = stages.evaluate(make_batch());
+    const auto longer = make_longer_batch(tiny, stages.trained("embedding.prompts").detach());
+    EXPECT_TRUE(at::equal(found, run_bare(tiny, longer)));
+    EXPECT_FALSE(at::allclose(found, run_bare(tiny, make_batch()), 0, 1e-3));
   }
 }
 
@@ -133,10 +121,19 @@ TEST(PromptMethod, PoolsOverPromptsAndWordsAlike) {
   const TinyModel tiny = make_tiny(config);
   Stages stages(tiny, prompt_config(2), 2);
   auto batch = make_batch();
-  const at::Tensor padded = stages.evaluate(batch);
+  const at::Tensor pooled = stages.evaluate(batch);
+  const auto longer = make_longer_batch(tiny, stages.trained("embedding.prompts").detach());
+  std::vector<at::Tensor> hidden;
+  EXPECT_TRUE(at::equal(pooled, run_bare(tiny, longer, {}, &hidden)));
+  // By hand: the mean of all that is attended, of which the two prompts are a part.
+  const at::Tensor is_attended = longer.at("attention_mask").unsqueeze(-1);  // [B, N + T, 1]
+  const at::Tensor mean = (hidden.back() * is_attended).sum(1) / is_attended.sum(1);
+  const at::Tensor expected =
+      at::linear(mean, stages.trained("head.classifier.weight"), stages.trained("head.classifier.bias"));
+  EXPECT_TRUE(at::allclose(pooled, expected, 0, 1e-5));
   // Padding further changes nothing: prompts are attended, padding is not.
   for (auto& [name, value] : batch) value = at::constant_pad_nd(value, {0, 3});
-  EXPECT_TRUE(at::allclose(stages.evaluate(batch), padded, 0, 1e-5));
+  EXPECT_TRUE(at::allclose(stages.evaluate(batch), pooled, 0, 1e-5));
 }
 
 TEST(PromptMethod, StartsFromANormalDistributionOnRequestAndFromTheSameBitsOnEveryCut) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The factorisation of one weight: identities that hold for any matrix, and the draws counted.
+// The factorisation of one weight: identities that hold for any matrix, the draws counted, and the synthetic task of
+// the paper, small.
 #include "peft/rosa_split.h"
 
 #include <ATen/ATen.h>
@@ -12,6 +13,7 @@
 #include <tuple>
 
 #include "model/initial.h"
+#include "rosa_synthetic.h"
 
 namespace espalier::peft {
 namespace {
@@ -129,6 +131,12 @@ TEST(RosaSplit, GrowsInRankWithEveryEventWhereOneSubspaceStaysWithinTwiceItsRank
     EXPECT_LE(rank, 2 * kRank * (event + 1));
     EXPECT_GT(rank, 2 * kRank * event) << "event " << event;
   }
+}
+
+TEST(RosaSynthetic, IsSolvedByDrawnSubspacesAndNotByLowRankWhereItIsSmall) {
+  const SyntheticTask task{.in = 64, .out = 16, .teacher_rank = 6, .num_rows = 640, .learning_rate = 2e-2};
+  EXPECT_LT(task.train(/*rank=*/2, /*is_lora=*/false, /*epochs=*/120), 1);
+  EXPECT_GT(task.train(/*rank=*/2, /*is_lora=*/true, /*epochs=*/120), 30);
 }
 
 }  // namespace

@@ -53,6 +53,10 @@ using LossGradient = std::function<at::Tensor(const at::Tensor& logits)>;
 /// Gradient of the mean cross-entropy against labels 0, 1, 2, ...
 at::Tensor logits_gradient(const at::Tensor& logits);
 
+/// Gradient of the mean loss of the backbone's head against `labels`: of classes, or of the tokens that its language
+/// model predicts. `loss` (optional) receives the loss itself. Owns: nothing of `backbone`, which outlives it.
+LossGradient gradient_of_loss(const model::Backbone& backbone, const at::Tensor& labels, double* loss = nullptr);
+
 /// All stages of one layout.
 class Stages {
  public:
@@ -88,8 +92,9 @@ void stir(const Stages& stages, double size);
 /// The loss itself, in double.
 double loss_of(const at::Tensor& logits);
 
-/// Holds the gradients of every trained tensor of the first stage, but the embedding's, to central differences of what
-/// it sends on as `entry`, in evaluation mode. Requires: a compute type of double.
+/// Holds the gradients of every trained tensor of the first stage to central differences of what it sends on as
+/// `entry`, in evaluation mode; those of an embedding whose tables train are passed over. Fails where that leaves
+/// nothing. Requires: a compute type of double.
 void expect_finite_differences(Stages& stages, const std::string& entry);
 
 /// What a micro-batch needs above what lived before.

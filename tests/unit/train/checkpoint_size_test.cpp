@@ -30,18 +30,26 @@ std::int64_t tensor_bytes(const checkpoint::LoadedCheckpoint& loaded) {
   return bytes;
 }
 
-class CheckpointSize : public testing::TestWithParam<const char*> {
+class CheckpointSize : public testing::TestWithParam<std::string> {
  protected:
   CheckpointSize() {
     request_.model = write_tiny_model({}, folder_ / "model");
     request_.dataset = write_tiny_dataset({}, folder_ / "data.h5");
     request_.folder = folder_ / "run";
     request_.peft.method = GetParam();
+    request_.peft.adapter.rank = request_.peft.prompt.tokens = 4;
     request_.pooling = request_.peft.method == "probe" ? "mean" : "auto";
   }
   [[nodiscard]] std::unique_ptr<checkpoint::LoadedCheckpoint> saved(std::int64_t step) const {
     return checkpoint::open_checkpoint(train::RunFolder(request_.folder).checkpoints() /
                                        fmt::format("step_{:08d}", step));
+  }
+  /// `per_scalar` for each that trains, and `copies` of what a method made of frozen weights: of ROSA the rests.
+  static std::int64_t expected_bytes(const nlohmann::json& summary, std::int64_t per_scalar, std::int64_t copies) {
+    const auto kept = summary.at("kept_bytes").get<std::vector<std::int64_t>>();  // by rank
+    const auto kept_bytes = std::accumulate(kept.begin(), kept.end(), std::int64_t{0});
+    EXPECT_EQ(kept_bytes > 0, summary.at("method") == "rosa");
+    return per_scalar * summary.at("trained_parameters").get<std::int64_t>() + copies * kept_bytes;
   }
 
   TemporaryFolder folder_;
@@ -53,7 +61,7 @@ TEST_P(CheckpointSize, IsTwelveBytesForEachTrainedScalarAndBoundedHeaders) {
   const auto summary = run_training(request_, {2, 1}).summary;
   const auto loaded = saved(3);
   const auto bytes = tensor_bytes(*loaded);
-  EXPECT_EQ(bytes, 12 * summary.at("trained_parameters").get<std::int64_t>());
+  EXPECT_EQ(bytes, expected_bytes(summary, 12, /*copies=*/1));
   const auto stored = summary.at("checkpoint_bytes").get<std::int64_t>();
   EXPECT_GT(stored, bytes);
   EXPECT_LT(stored - bytes,
@@ -64,7 +72,7 @@ TEST_P(CheckpointSize, GrowsByFourBytesForEachTrainedScalarOnceAnEvaluationWasTh
   request_.evaluate_every_steps = 2;
   request_.stop_at_step = 3;
   const auto summary = run_training(request_, {1, 1}).summary;
-  EXPECT_EQ(tensor_bytes(*saved(3)), 16 * summary.at("trained_parameters").get<std::int64_t>());
+  EXPECT_EQ(tensor_bytes(*saved(3)), expected_bytes(summary, 16, /*copies=*/2));
 }
 
 TEST_P(CheckpointSize, HoldsNoFrozenWeight) {
@@ -86,8 +94,8 @@ TEST_P(CheckpointSize, HoldsNoFrozenWeight) {
   EXPECT_EQ(num_frozen > 0, request_.peft.method != "full");
 }
 
-INSTANTIATE_TEST_SUITE_P(Methods, CheckpointSize, testing::Values("lst", "lora", "full", "probe"),
-                         [](const auto& tested) { return std::string(tested.param); });
+INSTANTIATE_TEST_SUITE_P(Methods, CheckpointSize, testing::ValuesIn(peft::method_names()),
+                         [](const auto& tested) { return tested.param; });
 
 }  // namespace
 }  // namespace espalier::test

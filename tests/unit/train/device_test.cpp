@@ -41,6 +41,7 @@ class DeviceAgreement : public testing::TestWithParam<const char*> {
     request_.peft.method = GetParam();
     request_.peft.last.rank = request_.peft.adapter.rank = request_.peft.meft.rank = 4;
     request_.peft.rosa.rank = 4;
+    request_.peft.prompt.tokens = 4;        // 32 positions hold them and 24 words
     request_.peft.rosa.svd_device = "cpu";  // singular vectors of near-equal values are anyone's
     request_.steps = 5;
     // Some gradients are zero but for rounding (a key's bias moves no softmax). Steps must not blow that up to full

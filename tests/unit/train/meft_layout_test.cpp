@@ -37,7 +37,10 @@ class MeftLayouts : public testing::TestWithParam<Case>, protected TrainingRuns 
 };
 
 TEST_P(MeftLayouts, GiveTheSameLossesAndWeightsBitForBit) {
-  expect_the_same_on_every_layout();
+  // Streams are alike in every variant; beside an encoder there is the gradient of a memory too.
+  const auto& [family, variant] = GetParam();
+  const bool tries_gpipe = variant == 1 && (family == std::string("bert") || family == std::string("t5"));
+  expect_the_same_on_every_layout(tries_gpipe);
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, MeftLayouts,
@@ -113,10 +116,15 @@ TEST(MeftSummary, HasTheLargestInversionErrorOfAllRanks) {
   request.peft.meft.rank = 4;
   request.folder = folder / "exact";
   EXPECT_EQ(run_training(request, {2, 1}).summary.at("inversion_error").get<double>(), 0);
-  request.peft.meft.inversion = "float";
+  request.peft.meft.inversion = "anchored";
+  request.peft.meft.anchor_layers = 2;
   request.peft.meft.error_limit = 1;
-  request.folder = folder / "float";
-  EXPECT_GT(run_training(request, {1, 1}).summary.at("inversion_error").get<double>(), 0);
+  for (const bool is_below : {true, false}) {  // the only stage that inverts blocks
+    request.peft.meft.frozen_bottom = is_below ? 0 : 2;
+    request.peft.meft.cached_top = is_below ? 2 : 0;
+    request.folder = folder / (is_below ? "below" : "above");
+    EXPECT_GT(run_training(request, {2, 1}).summary.at("inversion_error").get<double>(), 0) << is_below;
+  }
   request.peft.method = "lora";
   request.folder = folder / "lora";
   EXPECT_FALSE(run_training(request, {1, 1}).summary.contains("inversion_error"));

@@ -58,6 +58,27 @@ TEST(Metrics, SpearmanSharesTheRanksOfTies) {
   EXPECT_NEAR(metrics.at("correlation"), (3.0 / std::sqrt(4.5 * 5.0) + 18.75 / std::sqrt(4.75 * 218.75)) / 2, 1e-12);
 }
 
+TEST(Metrics, RefuseLabelsAndResultsThatDoNotBelongTogether) {
+  const auto logits = logits_of({0, 1, 1}, 2);
+  const auto classes = [](std::vector<std::int64_t> labels) { return at::tensor(labels, at::kLong); };
+  const auto refuses = [](data::TaskKind task, const at::Tensor& results, const at::Tensor& labels) {
+    EXPECT_THROW(compute_metrics(task, results, labels), InternalError) << data::to_string(task);
+  };
+  for (const auto task : {data::TaskKind::kClassification, data::TaskKind::kImageClassification}) {
+    EXPECT_NO_THROW(compute_metrics(task, logits, classes({0, 1, 0})));
+    refuses(task, logits, classes({0, 1, 2}));
+    refuses(task, logits, classes({0, -1, 0}));
+    refuses(task, logits, classes({0, 1}));
+    refuses(task, logits, {});
+    refuses(task, at::zeros({0, 2}), at::zeros({0}, at::kLong));
+  }
+  refuses(data::TaskKind::kRegression, logits, at::zeros({3}));
+  refuses(data::TaskKind::kRegression, at::zeros({3, 1}), at::zeros({2}));
+  refuses(data::TaskKind::kMultiLabel, logits, at::zeros({3, 1}));
+  refuses(data::TaskKind::kSeq2Seq, logits, {});
+  refuses(data::TaskKind::kMultipleChoice, at::zeros({3, 3}), {});
+}
+
 TEST(Metrics, TheDecidingMetricMustFitTheTask) {
   EXPECT_NO_THROW(require_metric(data::TaskKind::kRegression, "pearson"));
   EXPECT_NO_THROW(require_metric(data::TaskKind::kRegression, "correlation"));

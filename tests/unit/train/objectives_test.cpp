@@ -70,6 +70,11 @@ TEST_F(Objectives, GiveTheBitsThatEachGivesAloneOnAnyLayout) {
     const auto name = std::to_string(layout.stages) + "x" + std::to_string(layout.replicas);
     expect_as_alone(run(name, layout), name);
   }
+  const auto usual = request_;
+  request_.schedule = "gpipe";
+  request_.strategy = "naive";
+  expect_as_alone(run("gpipe", {2, 2}), "gpipe");
+  request_ = usual;
   request_.stop_at_step = 10;
   run("resumed", {2, 1});
   request_.stop_at_step = 0;
@@ -150,7 +155,16 @@ TEST_F(Objectives, ShareTheFisherInformationAndKeepTheirBits) {
         1e-2);
   }
   request_.steps = 3;
-  expect_as_alone(run("joint", {2, 1}), "joint");
+  testing::internal::CaptureStderr();
+  const auto joint = run("joint", {2, 1});
+  const auto said = testing::internal::GetCapturedStderr();
+  const std::string measuring = "measuring how much each weight of the backbone matters";
+  int num_measured = 0;
+  for (auto found = said.find(measuring); found != std::string::npos; found = said.find(measuring, found + 1)) {
+    ++num_measured;
+  }
+  EXPECT_EQ(num_measured, 2) << "once for both, said by each of two ranks:\n" << said;
+  expect_as_alone(joint, "joint");
 }
 
 TEST_F(Objectives, RefuseWhatCannotShareTheFrozenForward) {

@@ -4,7 +4,9 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <atomic>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -41,6 +43,8 @@ struct RunRequest {
   bool batched = false;
   std::vector<train::ObjectiveConfig> objectives = {};    ///< in place of `peft`; empty: one without a name
   std::map<std::string, std::string> label_columns = {};  ///< by objective; absent: the labels
+  std::function<void(train::TrainerConfig&)> adjust;      ///< on every rank, last; may be empty
+  std::atomic<bool>* stop = nullptr;                      ///< in place of a stop signal
   [[nodiscard]] optim::OptimizerConfig optimizer() const;
 };
 
@@ -60,14 +64,18 @@ RunOutcome run_training(RunRequest request, Layout layout);
 class TrainingRuns {
  protected:
   RunOutcome run(const std::string& name, Layout layout);
-  /// 20 steps on 2x1, 1x2, 2x2 and 3x1, and 10 on 2x1 with 10 more on 3x1, leave the bits of one rank's.
-  void expect_the_same_on_every_layout();
+  /// 20 steps train on one rank, and on 2x1, 1x2, 2x2 and 3x1, and 10 on 2x1 with 10 more on 3x1, they leave the same
+  /// bits. `tries_gpipe`: so do they on 2x2 with the other schedule and gradient strategy.
+  void expect_the_same_on_every_layout(bool tries_gpipe = false);
+  /// No trained tensor of the run is what it is where nothing is learned.
+  void expect_trained(const RunOutcome& outcome);
 
   TemporaryFolder folder_;
   RunRequest request_;
 };
 
-/// What the run of one of several objectives gave, under the names that it has alone. `folder`: of the joint run.
+/// What the run of one of several objectives gave, under the names that it has alone; norms that are not finite are
+/// left out. `folder`: of the joint run.
 RunOutcome share_of(const RunOutcome& joint, const std::string& name, const std::filesystem::path& folder);
 
 /// Equal names and equal bits.
