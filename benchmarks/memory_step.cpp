@@ -30,8 +30,9 @@ model::NamedTensors random_batch(const model::Backbone& backbone, const Shape& s
   if (!backbone.head().is_language_model) {
     batch["labels"] = at::zeros({shape.rows}, at::kLong);
   } else {
-    batch["labels"] = shape.target_tokens == 0 ? batch["input_ids"].clone()
-                                               : at::randint(2, backbone.vocab_size, {shape.rows, shape.target_tokens}, at::kLong);
+    batch["labels"] = shape.target_tokens == 0
+                          ? batch["input_ids"].clone()
+                          : at::randint(2, backbone.vocab_size, {shape.rows, shape.target_tokens}, at::kLong);
   }
   model::complete_decoder_inputs(backbone, batch);
   return batch;
@@ -136,7 +137,7 @@ Trainee::Trainee(const Row& row, const Shape& shape, bool has_products)
   optimizer_ = std::make_unique<optim::AdamW>(optim::OptimizerConfig{}, std::move(parameters));
   held_.optimizer = static_cast<double>(optimizer_->state_bytes());
   // The first step of a run keeps more: MEFT checks its inversion then.
-  static_cast<void>(forward(batch_of(1)));
+  static_cast<void>(measure(1, nullptr));
 }
 
 Bytes Trainee::measure(std::int64_t rows, const BlockSizes* sizes) {

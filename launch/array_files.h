@@ -27,8 +27,8 @@ struct FittingDataset {
 /// Collective: every rank.  Throws: ConfigError as require_fit(), on every rank.
 FittingDataset open_fitting_dataset(const LoadedWorker& loaded, const data::DataConfig& config);
 
-/// Throws: ConfigError where --split stands beside --inputs, or where there is no `output` or no folder for it: hours of
-/// work must not end in a wrong name.
+/// Throws: ConfigError where --split stands beside --inputs, or where there is no `output` or no folder for it: hours
+/// of work must not end in a wrong name.
 void check_places(const OptionTable& table, const std::string& inputs, const std::string& output);
 
 /// The arrays of `path` under their `transformers` names; whole numbers as int64, others as fp32. Collective: no; every

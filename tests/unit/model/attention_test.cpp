@@ -159,23 +159,36 @@ INSTANTIATE_TEST_SUITE_P(OtherTypes, AttentionCases,
                                            Case{2, 3, 12, 9, 5, BiasKind::kTrainedPosition, 0.2, true, at::kDouble},
                                            Case{2, 3, 5, 9, 8, BiasKind::kTrainedForAllHeads, 0, false, at::kDouble}));
 
+/// With another number of padded keys in every batch.
+Inputs make_padded(const Case& c) {
+  Inputs in = make_inputs(c);
+  Case keys = c;
+  keys.bias = BiasKind::kKeyMask;
+  in.options.key_bias = make_bias(keys).to(c.type);
+  return in;
+}
+
 TEST(Attention, PiecesOfEverySizeEqualTheReference) {
-  Case c{3, 4, 5, 6, 4, BiasKind::kTrainedForAllHeads, 0.3};
-  c.type = at::kDouble;
-  const Inputs in = make_inputs(c);
-  const auto expected = run(attention_reference, in);
-  const at::NoGradGuard no_grad;
-  // single rows; some rows of a head; some heads of a batch; some batches; all at once
-  for (const std::int64_t piece_elements : {1, 20, 70, 250, 1000}) {
-    const auto [out, log_sum_exp] = attention_forward_in_pieces(in.q, in.k, in.v, in.bias, in.options, piece_elements);
-    EXPECT_LT(largest_error(out, expected[0]), 2e-7) << piece_elements;
-    const AttentionGradients gradients =
-        attention_backward_in_pieces(in.q, in.k, in.v, in.bias, in.options, log_sum_exp, in.grad,
-                                     /*is_bias_wanted=*/true, piece_elements);
-    EXPECT_LT(largest_error(gradients.q, expected[1]), 2e-7) << piece_elements;
-    EXPECT_LT(largest_error(gradients.k, expected[2]), 2e-7) << piece_elements;
-    EXPECT_LT(largest_error(gradients.v, expected[3]), 2e-7) << piece_elements;
-    EXPECT_LT(largest_error(gradients.bias, expected[4]), 2e-7) << piece_elements;
+  Case whole{3, 4, 5, 6, 4, BiasKind::kTrainedForAllHeads, 0.3};
+  whole.type = at::kDouble;
+  const Case padded{3, 4, 5, 6, 4, BiasKind::kTrainedPosition, 0.3, false, at::kDouble};
+  for (const Inputs& in : {make_inputs(whole), make_padded(padded)}) {
+    const auto expected = run(attention_reference, in);
+    const at::NoGradGuard no_grad;
+    // single rows; some rows of a head; some heads of a batch; some batches; all at once
+    for (const std::int64_t piece_elements : {1, 20, 70, 250, 1000}) {
+      const auto [out, log_sum_exp] =
+          attention_forward_in_pieces(in.q, in.k, in.v, in.bias, in.options, piece_elements);
+      EXPECT_LT(largest_error(out, expected[0]), 2e-7) << piece_elements;
+      const AttentionGradients gradients =
+          attention_backward_in_pieces(in.q, in.k, in.v, in.bias, in.options, log_sum_exp, in.grad,
+                                       /*is_bias_wanted=*/true, piece_elements);
+      EXPECT_LT(largest_error(gradients.q, expected[1]), 2e-7) << piece_elements;
+      EXPECT_LT(largest_error(gradients.k, expected[2]), 2e-7) << piece_elements;
+      EXPECT_LT(largest_error(gradients.v, expected[3]), 2e-7) << piece_elements;
+      EXPECT_EQ(gradients.bias.sizes(), in.bias.sizes());
+      EXPECT_LT(largest_error(gradients.bias, expected[4]), 2e-7) << piece_elements;
+    }
   }
 }
 
@@ -319,15 +332,6 @@ TEST(Attention, KeepsOneNumberPerRowForTheBackwardAndNoScores) {
   }
 }
 
-/// With another number of padded keys in every batch.
-Inputs make_padded(const Case& c) {
-  Inputs in = make_inputs(c);
-  Case keys = c;
-  keys.bias = BiasKind::kKeyMask;
-  in.options.key_bias = make_bias(keys).to(c.type);
-  return in;
-}
-
 TEST(Attention, AddsTheKeyBiasToThePositionsForEveryType) {
   for (const at::ScalarType type : {at::kFloat, at::kDouble}) {
     for (const BiasKind bias : {BiasKind::kNone, BiasKind::kPosition, BiasKind::kTrainedPosition}) {
@@ -343,22 +347,6 @@ TEST(Attention, AddsTheKeyBiasToThePositionsForEveryType) {
         }
       }
     }
-  }
-}
-
-TEST(Attention, PiecesOfEverySizeAddTheKeyBias) {
-  const Inputs in = make_padded({3, 4, 5, 6, 4, BiasKind::kTrainedPosition, 0.3, false, at::kDouble});
-  const auto expected = run(attention_reference, in);
-  const at::NoGradGuard no_grad;
-  for (const std::int64_t piece_elements : {1, 20, 70, 250, 1000}) {
-    const auto [out, log_sum_exp] = attention_forward_in_pieces(in.q, in.k, in.v, in.bias, in.options, piece_elements);
-    EXPECT_LT(largest_error(out, expected[0]), 2e-7) << piece_elements;
-    const AttentionGradients gradients =
-        attention_backward_in_pieces(in.q, in.k, in.v, in.bias, in.options, log_sum_exp, in.grad,
-                                     /*is_bias_wanted=*/true, piece_elements);
-    EXPECT_LT(largest_error(gradients.q, expected[1]), 2e-7) << piece_elements;
-    EXPECT_EQ(gradients.bias.sizes(), in.bias.sizes());
-    EXPECT_LT(largest_error(gradients.bias, expected[4]), 2e-7) << piece_elements;
   }
 }
 
