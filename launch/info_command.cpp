@@ -24,8 +24,8 @@ ExitCode run_info(const Arguments& arguments) {
   text += row("LibTorch", TORCH_VERSION) + row("MPI", dist::mpi_library_version()) +
           row("HDF5", fmt::format("{}.{}.{}", H5_VERS_MAJOR, H5_VERS_MINOR, H5_VERS_RELEASE)) +
           row("spdlog", fmt::format("{}.{}.{}", SPDLOG_VER_MAJOR, SPDLOG_VER_MINOR, SPDLOG_VER_PATCH));
-  text +=
-      row("CPU", fmt::format("{}, {} core(s) for this process", at::get_cpu_capability(), train::default_threads(1)));
+  text += row("CPU",
+              fmt::format("{}, {} core(s) for this process", at::get_cpu_capability(), train::count_cores().allowed));
   const auto& context = at::globalContext();
   text +=
       row("GPU", context.hasCUDA() ? fmt::format("{} device(s)", at::detail::getCUDAHooks().deviceCount()) : "none");

@@ -71,7 +71,7 @@ train::Ranks Session::ranks(const std::string& device) {
 }
 
 int Session::set_threads(int wanted) const {
-  const int threads = wanted > 0 ? wanted : train::default_threads(ranks_on_node_);
+  const int threads = wanted > 0 ? wanted : train::default_threads(train::count_cores(), ranks_on_node_);
   train::configure_threads(threads);
   return threads;
 }

@@ -43,18 +43,21 @@ at::ScalarType compute_type_from(const std::string& name) {
   throw ConfigError(fmt::format("model.compute_type: expected fp32, bf16 or fp16, found '{}'", name));
 }
 
-int default_threads(int ranks_on_node) {
+NodeCores count_cores() {
   cpu_set_t allowed;
   CPU_ZERO(&allowed);
-  const int cores = sched_getaffinity(0, sizeof(allowed), &allowed) == 0 ? CPU_COUNT(&allowed) : 1;
-  const int threads = std::max(1, cores / std::max(1, ranks_on_node));
-  const auto online = sysconf(_SC_NPROCESSORS_ONLN);
-  if (ranks_on_node > 1 && cores < online) {
+  return {sched_getaffinity(0, sizeof(allowed), &allowed) == 0 ? CPU_COUNT(&allowed) : 1,
+          static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN))};
+}
+
+int default_threads(const NodeCores& cores, int ranks_on_node) {
+  const int threads = std::max(1, cores.allowed / std::max(1, ranks_on_node));
+  if (ranks_on_node > 1 && cores.allowed < cores.online) {
     log_warning("train",
                 "this rank may use {} of the node's {} cores, which divided by its {} ranks gives {} thread(s); if the "
                 "launcher bound each rank to cores of its own, they are divided twice: source "
                 "scripts/mpi_environment.sh, start with mpirun --bind-to none, or set parallel.threads",
-                cores, online, ranks_on_node, threads);
+                cores.allowed, cores.online, ranks_on_node, threads);
   }
   return threads;
 }

@@ -15,9 +15,14 @@ at::Device device_from(const std::string& name, int node_rank);
 /// fp32, bf16, fp16. Throws: ConfigError for another name.
 at::ScalarType compute_type_from(const std::string& name);
 
-/// Cores this process may use, divided by the ranks on its node; at least 1. Warns where a launcher seems to have
-/// divided them already.
-int default_threads(int ranks_on_node);
+struct NodeCores {
+  int allowed = 1;  ///< to this process
+  int online = 1;
+};
+NodeCores count_cores();
+/// The cores that this process may use, divided by the ranks on its node; at least 1. Warns where a launcher seems to
+/// have divided them already.
+int default_threads(const NodeCores& cores, int ranks_on_node);
 /// Sets the threads of every parallel loop and flushes denormals (they make the softmax backward 4-9 times slower).
 /// Requires: no parallel loop ran before, since its threads would not flush.
 void configure_threads(int threads);

@@ -14,7 +14,8 @@ namespace espalier {
 class TemporaryFolder {
  public:
   TemporaryFolder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "espalier-common-XXXXXX").string();
+    // mkdtemp() replaces six X at the end.
+    std::string pattern = (std::filesystem::temp_directory_path() / ("espalier-" + std::string(6, 'X'))).string();
     path_ = ::mkdtemp(pattern.data());
   }
   ~TemporaryFolder() {

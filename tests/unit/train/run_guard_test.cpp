@@ -4,7 +4,6 @@
 #include <ATen/record_function.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sched.h>
 #include <spdlog/fmt/fmt.h>
 #include <unistd.h>
 
@@ -240,24 +239,15 @@ TEST(Progress, CountsTimeFromTheFirstStep) {
 }
 
 TEST(DefaultThreads, WarnWhereTheLauncherMayHaveDividedTheCoresAlready) {
-  cpu_set_t former;
-  ASSERT_EQ(sched_getaffinity(0, sizeof(former), &former), 0);
-  if (sysconf(_SC_NPROCESSORS_ONLN) < 2) GTEST_SKIP() << "one core cannot be divided";
-  cpu_set_t one;
-  CPU_ZERO(&one);
-  int first = 0;
-  while (!CPU_ISSET(first, &former)) ++first;
-  CPU_SET(first, &one);
-  ASSERT_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
   testing::internal::CaptureStderr();
-  EXPECT_EQ(train::default_threads(2), 1);
-  const auto of_two = testing::internal::GetCapturedStderr();
+  EXPECT_EQ(train::default_threads({.allowed = 8, .online = 16}, /*ranks_on_node=*/2), 4);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(),
+              AllOf(HasSubstr("8 of the node's 16"), HasSubstr("--bind-to none"), HasSubstr("parallel.threads")));
   testing::internal::CaptureStderr();
-  EXPECT_EQ(train::default_threads(1), 1);
-  const auto alone = testing::internal::GetCapturedStderr();
-  ASSERT_EQ(sched_setaffinity(0, sizeof(former), &former), 0);
-  EXPECT_THAT(of_two, AllOf(HasSubstr("--bind-to none"), HasSubstr("parallel.threads")));
-  EXPECT_EQ(alone, "");
+  EXPECT_EQ(train::default_threads({.allowed = 8, .online = 16}, /*ranks_on_node=*/1), 8);
+  EXPECT_EQ(train::default_threads({.allowed = 16, .online = 16}, /*ranks_on_node=*/4), 4);
+  EXPECT_EQ(train::default_threads({.allowed = 2, .online = 2}, /*ranks_on_node=*/4), 1);
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
 }
 
 }  // namespace
